@@ -1,0 +1,1 @@
+"""What runs on a node: networks stacked over agents, distributions, actors and critics."""

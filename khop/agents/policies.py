@@ -1,0 +1,74 @@
+"""Feed-forward agents: actors and critics that see their κ-hop neighbourhood."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from khop.agents.distribution import BoundedNormal, Categorical, Distribution
+from khop.agents.stacked import Stacked, mlp
+from khop.system import ContinuousActions, DiscreteActions, Spec
+from khop.topology import Neighbourhood
+
+
+class Actors(eqx.Module):
+    """Every agent's policy π_i(a_i | o_j, j within κ hops of i).
+
+    Discrete actions: a masked categorical. Continuous ones: a normal truncated to the agent's box, whose spread does
+    not depend on the observation.
+    """
+
+    networks: Stacked
+    log_scale: Float[Array, "n a"] | None  # of the box's half width
+    neighbourhood: Neighbourhood = eqx.field(static=True)
+    action: DiscreteActions | ContinuousActions = eqx.field(static=True)
+
+    def __init__(
+        self, spec: Spec, neighbourhood: Neighbourhood, hidden: tuple[int, ...], share: bool, *, key: PRNGKeyArray
+    ):
+        inputs, outputs = neighbourhood.width * spec.d, spec.action.width
+        self.networks = Stacked(lambda key: mlp(inputs, hidden, outputs, 0.01, key=key), spec.n, share, key=key)
+        self.neighbourhood = neighbourhood
+        self.action = spec.action
+        discrete = isinstance(spec.action, DiscreteActions)
+        self.log_scale = None if discrete else jnp.full((1 if share else spec.n, outputs), -0.7)
+
+    def initial(self, batch: int) -> PyTree:
+        """The memory of B fresh environments: none."""
+        return ()
+
+    def __call__(self, carry: PyTree, obs: Float[Array, "*batch n d"]) -> tuple[PyTree, Distribution]:
+        """Every agent's distribution over its own actions."""
+        output = self.networks(seen(self.neighbourhood, obs))
+        if isinstance(self.action, DiscreteActions):
+            return carry, Categorical(output, jnp.asarray(self.action.mask))
+        low, high = jnp.asarray(self.action.low), jnp.asarray(self.action.high)
+        half = (high - low) / 2
+        mean = low + half * (1 + jnp.tanh(output))
+        scale = jnp.broadcast_to(half * jnp.exp(self.log_scale), mean.shape)
+        return carry, BoundedNormal(mean, scale, low, high)
+
+
+class Critics(eqx.Module):
+    """Every agent's extended value V_i(o_j, j within κ hops of i) (Ma et al. 2024, eq. 4)."""
+
+    networks: Stacked
+    neighbourhood: Neighbourhood = eqx.field(static=True)
+
+    def __init__(
+        self, spec: Spec, neighbourhood: Neighbourhood, hidden: tuple[int, ...], share: bool, *, key: PRNGKeyArray
+    ):
+        inputs = neighbourhood.width * spec.d
+        self.networks = Stacked(lambda key: mlp(inputs, hidden, 1, 1.0, key=key), spec.n, share, key=key)
+        self.neighbourhood = neighbourhood
+
+    def __call__(self, obs: Float[Array, "*batch n d"]) -> Float[Array, "*batch n"]:
+        """Every agent's value."""
+        return self.networks(seen(self.neighbourhood, obs))[..., 0]
+
+
+def seen(neighbourhood: Neighbourhood, obs: Float[Array, "*batch n d"]) -> Float[Array, "*batch n Kd"]:
+    """What each agent sees: the observations of its neighbourhood side by side, its own first."""
+    gathered = neighbourhood.gather(obs)
+    return gathered.reshape(*obs.shape[:-1], -1)

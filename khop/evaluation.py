@@ -1,0 +1,93 @@
+"""Episodes on the real system: never on a learned world, never on scaled rewards."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from khop.agents.policies import Actors
+from khop.system import Controller, Episode, RandomController, System
+
+PARALLEL_EPISODES = 64  # simulated side by side; bounds memory, not the number of episodes
+
+
+class Learned(eqx.Module):
+    """Trained actors as a controller, greedy or sampling."""
+
+    actors: Actors
+    greedy: bool = eqx.field(static=True)
+
+    def initial(self) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[0], self.actors.initial(1))
+
+    def __call__(self, key: PRNGKeyArray, carry: PyTree, state: PyTree, obs: Array) -> tuple[PyTree, Array]:
+        carry, distribution = self.actors(carry, obs)
+        return carry, distribution.mode() if self.greedy else distribution.sample(key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Mean, sample standard deviation and number of episodes of one metric."""
+
+    mean: float
+    std: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Float[np.ndarray, "..."]) -> Summary:
+        values = np.asarray(values, float).ravel()
+        return cls(float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else 0.0, int(values.size))
+
+
+Table = dict[str, dict[str, Summary]]  # controller → metric → summary
+
+
+def play(system: System, controller: Controller, key: PRNGKeyArray) -> Episode:
+    """One episode, padded to the horizon."""
+    reset_key, run_key = jax.random.split(key)
+    state, obs = system.reset(reset_key)
+
+    def act(moment: tuple, key: PRNGKeyArray) -> tuple[tuple, Episode]:
+        carry, state, obs, running = moment
+        action_key, step_key = jax.random.split(key)
+        carry, action = controller(action_key, carry, state, obs)
+        step = system.step(step_key, state, action)
+        episode = Episode(obs, action, step.reward, step.info, running)
+        return (carry, step.state, step.obs, running & ~step.done), episode
+
+    start = (controller.initial(), state, obs, np.True_)
+    return jax.lax.scan(act, start, jax.random.split(run_key, system.spec.horizon))[1]
+
+
+@eqx.filter_jit
+def measure(system: System, controller: Controller, keys: PRNGKeyArray) -> dict[str, Float[Array, " E"]]:
+    """The system's metrics over E episodes, one per key."""
+    return jax.lax.map(
+        lambda key: system.metrics(play(system, controller, key)), keys, batch_size=min(PARALLEL_EPISODES, len(keys))
+    )
+
+
+def controller(system: System, name: str) -> Controller:
+    """``random`` or one of the system's own classical controllers."""
+    return RandomController(system.spec.action) if name == "random" else system.baseline(name)
+
+
+def episode_keys(seed: int, episodes: int) -> PRNGKeyArray:
+    """The keys of E episodes; the same ones for every controller, so that all face the same starts."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), 0x6B686F70), episodes)
+
+
+def evaluate_baselines(system: System, names: list[str], episodes: int, seed: int = 0) -> Table:
+    """Every named controller over the same episodes."""
+    controllers = {name: controller(system, name) for name in names}
+    keys = episode_keys(seed, episodes)
+    return {name: summarise(measure(system, chosen, keys)) for name, chosen in controllers.items()}
+
+
+def summarise(values: dict[str, Float[Array, "..."]]) -> dict[str, Summary]:
+    """Summaries over all episodes."""
+    return {metric: Summary.of(np.asarray(per_episode)) for metric, per_episode in values.items()}

@@ -1,0 +1,222 @@
+"""Decentralised PPO on extended value functions.
+
+Every agent is a learner of its own: its loss averages over its own samples, its gradient is clipped by its own norm,
+and its KL stop ends its own policy's updates. What agents exchange is the advantage: A_i is averaged over the κ hops
+that the critic sees (the gradient of Ma et al. 2024, eqs. 4–5, through GAE).
+
+Differences from the published implementation, which has them as defects: targets carry no gradient, advantages are
+computed once per batch, standardised over the batch rather than per trajectory, truncation bootstraps, the KL stop
+stops, and the entropy bonus is the entropy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from khop.agents.policies import Actors, Critics
+from khop.learners.losses import clipped_surrogate, divergence, squared_error, standardised
+from khop.trajectory import Trajectory, generalised_advantages
+
+Agents = TypeVar("Agents", Actors, Critics)
+
+
+class RewardScale(eqx.Module):
+    """Running root mean square of all agents' rewards; one scale for all keeps their sum the common objective."""
+
+    mean_square: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    def updated(self, reward: Float[Array, "T B n"], memory: float) -> RewardScale:
+        return RewardScale(
+            memory * self.mean_square + (1 - memory) * jnp.square(reward).mean(),
+            memory * self.weight + (1 - memory),
+        )
+
+    @property
+    def value(self) -> Float[Array, ""]:
+        return jnp.sqrt(self.mean_square / self.weight) + 1e-8
+
+
+class LearnerState(eqx.Module):
+    """What learning changes."""
+
+    actors: Actors
+    critics: Critics
+    actor_moments: optax.OptState
+    critic_moments: optax.OptState
+    reward_scale: RewardScale
+
+
+class Samples(NamedTuple):
+    """S moments of all agents, as the losses need them."""
+
+    obs: Float[Array, "S n d"]
+    action: Array
+    log_prob: Float[Array, "S n"]
+    advantage: Float[Array, "S n"]
+    target: Float[Array, "S n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PPO:
+    """Options of the learner."""
+
+    actor_learning_rate: float = 5e-4
+    """Adam's step size for the policies."""
+    critic_learning_rate: float = 1e-3
+    """Adam's step size for the values."""
+    epochs: int = 4
+    """Passes over each batch."""
+    minibatches: int = 8
+    """Gradient steps in a pass."""
+    discount: float = 0.99
+    """γ."""
+    trace: float = 0.95
+    """λ of the generalised advantages."""
+    clip: float = 0.2
+    """ε, how far a probability ratio may pay off."""
+    entropy: float = 0.01
+    """Weight of the entropy bonus."""
+    target_kl: float = 0.02
+    """An agent's policy stands still for the rest of a batch once its KL exceeds this."""
+    max_gradient_norm: float = 0.5
+    """Each agent's gradient is clipped to this norm."""
+    reward_clip: float = 5.0
+    """Scaled rewards are clipped to this size while learning; evaluation never sees it."""
+
+    memory: float = 0.95
+    popart: bool = True
+    def init(self, actors: Actors, critics: Critics) -> LearnerState:
+        """Fresh optimisers for fresh networks."""
+        return LearnerState(
+            actors,
+            critics,
+            _optimiser(self.actor_learning_rate).init(eqx.filter(actors, eqx.is_inexact_array)),
+            _optimiser(self.critic_learning_rate).init(eqx.filter(critics, eqx.is_inexact_array)),
+            RewardScale(jnp.zeros(()), jnp.zeros(())),
+        )
+
+    def update(
+        self, key: PRNGKeyArray, state: LearnerState, trajectory: Trajectory
+    ) -> tuple[LearnerState, dict[str, Float[Array, ""]]]:
+        """Improve policies and values on one batch of experience, real or imagined."""
+        raw = eqx.tree_at(lambda s: s.reward_scale, state, RewardScale(jnp.ones(()),jnp.ones(())))
+        s0 = jnp.where(state.reward_scale.weight>0, state.reward_scale.value, jnp.sqrt(jnp.square(trajectory.reward).mean())/(1-self.discount))
+        v,nv=state.critics(trajectory.obs)*s0,state.critics(trajectory.next_obs)*s0
+        tgt=v+generalised_advantages(trajectory.reward,v,nv,trajectory.terminated,trajectory.ended,self.discount,self.trace)
+        scale = state.reward_scale.updated(tgt, self.memory)
+        if self.popart:
+            ratio=s0/scale.value
+            last=lambda c:(c.networks.network.layers[-1].weight,c.networks.network.layers[-1].bias)
+            state=eqx.tree_at(lambda s: last(s.critics),state,jax.tree.map(lambda x:x*ratio,last(state.critics)))
+        state = eqx.tree_at(lambda s: s.reward_scale, state, scale)
+        samples = self.prepare(state, trajectory)
+        total = samples.log_prob.shape[0]
+        size = total // self.minibatches
+
+        def epoch(carry: tuple, key: PRNGKeyArray) -> tuple[tuple, dict]:
+            order = jax.random.permutation(key, total)[: size * self.minibatches]
+            return jax.lax.scan(step, carry, order.reshape(self.minibatches, size))
+
+        def step(carry: tuple, rows: Array) -> tuple[tuple, dict]:
+            learning, dynamic = carry
+            batch = jax.tree.map(lambda leaf: leaf[rows], samples)
+            learning, state, metrics = self.improve(learning, eqx.combine(dynamic, static), batch)
+            return (learning, eqx.filter(state, eqx.is_array)), metrics
+
+        dynamic, static = eqx.partition(state, eqx.is_array)
+        learning = jnp.ones(samples.log_prob.shape[1], bool)
+        (learning, dynamic), metrics = jax.lax.scan(epoch, (learning, dynamic), jax.random.split(key, self.epochs))
+        metrics = {name: value.mean() for name, value in metrics.items()}
+        metrics |= {"stopped": 1 - learning.mean(), "reward_scale": scale.value}
+        return eqx.combine(dynamic, static), metrics
+
+    def prepare(self, state: LearnerState, trajectory: Trajectory) -> Samples:
+        """Advantages and targets of a batch, its T × B moments flattened to S."""
+        reward = jnp.clip(trajectory.reward / state.reward_scale.value, -self.reward_clip, self.reward_clip)
+        value, next_value = state.critics(trajectory.obs), state.critics(trajectory.next_obs)
+        advantage = generalised_advantages(
+            reward, value, next_value, trajectory.terminated, trajectory.ended, self.discount, self.trace
+        )
+        shared = standardised(state.critics.neighbourhood.mean(advantage))
+        samples = Samples(trajectory.obs, trajectory.action, trajectory.log_prob, shared, advantage + value)
+        samples = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), samples)
+        return jax.lax.stop_gradient(samples)
+
+    def improve(
+        self, learning: Bool[Array, " n"], state: LearnerState, batch: Samples
+    ) -> tuple[Bool[Array, " n"], LearnerState, dict[str, Float[Array, ""]]]:
+        """One gradient step on one minibatch; ``learning`` marks the agents whose KL stop has not fired."""
+        (actor_loss, (kl, entropy)), actor_gradient = eqx.filter_value_and_grad(self.actor_loss, has_aux=True)(
+            state.actors, batch
+        )
+        critic_loss, critic_gradient = eqx.filter_value_and_grad(self.critic_loss)(state.critics, batch)
+        learning = learning & (_agreed(kl, state.actors) < self.target_kl)
+        actors, actor_moments = self.descend(
+            state.actors, actor_gradient, state.actor_moments, self.actor_learning_rate, learning
+        )
+        critics, critic_moments = self.descend(
+            state.critics, critic_gradient, state.critic_moments, self.critic_learning_rate, jnp.ones_like(learning)
+        )
+        metrics = {
+            "actor_loss": actor_loss / len(kl),
+            "critic_loss": critic_loss / len(kl),
+            "kl": kl.mean(),
+            "entropy": entropy.mean(),
+        }
+        return learning, LearnerState(actors, critics, actor_moments, critic_moments, state.reward_scale), metrics
+
+    def actor_loss(self, actors: Actors, batch: Samples) -> tuple[Array, tuple[Array, Array]]:
+        """Sum over agents of surrogate minus entropy bonus: the gradient of each agent is that of it alone."""
+        _, distribution = actors((), batch.obs)
+        log_prob = distribution.log_prob(batch.action)
+        entropy = distribution.entropy().mean(0)
+        loss = clipped_surrogate(log_prob, batch.log_prob, batch.advantage, self.clip) - self.entropy * entropy
+        return loss.sum(), (divergence(log_prob, batch.log_prob), entropy)
+
+    def critic_loss(self, critics: Critics, batch: Samples) -> Array:
+        """Sum over agents of the value error."""
+        return squared_error(critics(batch.obs), batch.target).sum()
+
+    def descend(
+        self, agents: Agents, gradient: Agents, moments: optax.OptState, rate: float, learning: Bool[Array, " n"]
+    ) -> tuple[Agents, optax.OptState]:
+        """One Adam step for the agents that still learn, each with its own clipped gradient."""
+        if agents.networks.share:
+            learning = learning.any()
+        gradient = _clipped(gradient, self.max_gradient_norm, agents.networks.share)
+        updates, new_moments = _optimiser(rate).update(gradient, moments)
+        updates = jax.tree.map(lambda leaf: jnp.where(_leading(learning, leaf), leaf, 0), updates)
+        return eqx.apply_updates(agents, updates), new_moments
+
+
+REWARD_MEMORY = 0.99  # per batch
+
+
+def _optimiser(rate: float) -> optax.GradientTransformation:
+    return optax.adam(rate, eps=1e-5)
+
+
+def _leading(per_agent: Array, leaf: Array) -> Array:
+    """A per-agent array shaped to multiply a parameter leaf that leads with n."""
+    return per_agent.reshape(per_agent.shape + (1,) * (leaf.ndim - per_agent.ndim))
+
+
+def _clipped(gradient: PyTree, max_norm: float, share: bool) -> PyTree:
+    """Gradients scaled down to a norm, each agent's by itself."""
+    squares = [jnp.square(leaf) for leaf in jax.tree.leaves(gradient)]
+    norm = jnp.sqrt(sum(square.sum() if share else square.sum(tuple(range(1, square.ndim))) for square in squares))
+    factor = jnp.minimum(1.0, max_norm / (norm + 1e-8))
+    return jax.tree.map(lambda leaf: leaf * _leading(factor, leaf), gradient)
+
+
+def _agreed(kl: Float[Array, " n"], agents: Actors) -> Float[Array, " n"]:
+    """With shared weights the agents stop together, at their mean divergence."""
+    return jnp.full_like(kl, kl.mean()) if agents.networks.share else kl

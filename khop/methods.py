@@ -1,0 +1,92 @@
+"""The methods, each a row of choices over the same parts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from khop.errors import InputError, unknown
+from khop.learners.ppo import PPO
+from khop.system import Spec
+from khop.topology import Kappa, MessageCost, Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What agents see, how they practise and how they learn."""
+
+    kappa_actor: Kappa | None = None
+    """Hops an actor sees: a number, "all", or None for what suits the system."""
+    kappa_critic: Kappa | None = None
+    """Hops a critic sees and an advantage is averaged over."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers of actors and critics."""
+    share: bool = False
+    """One set of weights for all agents, which suits agents that are alike."""
+    environments: int = 16
+    """Copies of the system that run side by side."""
+    rollout: int = 128
+    """Steps in each copy between two updates."""
+    learner: PPO = dataclasses.field(default_factory=PPO)
+    """How policies and values improve."""
+
+    def __post_init__(self) -> None:
+        for name in ("environments", "rollout"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if not self.hidden or min(self.hidden) < 1:
+            raise InputError(f"hidden must be one or more positive widths, e.g. 64 64, not {self.hidden}.")
+        if self.learner.minibatches > self.environments * self.rollout:
+            raise InputError(
+                f"{self.learner.minibatches} minibatches do not fit a batch of {self.environments} environments × "
+                f"{self.rollout} steps: choose at most {self.environments * self.rollout}."
+            )
+
+    def resolved(self, spec: Spec) -> Method:
+        """The method with the system's own choice of κ where it leaves one open."""
+        return dataclasses.replace(
+            self,
+            kappa_actor=spec.kappa_actor if self.kappa_actor is None else self.kappa_actor,
+            kappa_critic=spec.kappa_critic if self.kappa_critic is None else self.kappa_critic,
+        )
+
+
+METHODS: dict[str, Method] = {
+    "ippo": Method(kappa_actor=0, kappa_critic=0),
+    "dppo": Method(kappa_actor=1),
+    "cppo": Method(kappa_actor=1, kappa_critic="all"),
+}
+SUMMARIES: dict[str, str] = {
+    "ippo": "independent PPO: actors and critics see their own agent alone",
+    "dppo": "decentralised PPO: actors see 1 hop, critics κ hops; advantages are averaged over κ hops",
+    "cppo": "centralised training: actors see 1 hop, critics and the advantage average all agents",
+}
+
+
+def method(name: str) -> Method:
+    """A method by name; an unknown one is refused with the nearest valid name."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Communication:
+    """What crosses the network per agent and step, in scalars."""
+
+    acting: MessageCost
+    training: MessageCost
+
+
+def communication(method: Method, spec: Spec, topology: Topology) -> Communication:
+    """Messages of a method: observations within κ_actor hops to act; to train, observations within the wider of both
+    radii, and one advantage from each agent within κ_critic.
+    """
+    method = method.resolved(spec)
+    sizes = spec.observation_sizes.astype(float)
+    acting = topology.message_cost(method.kappa_actor, sizes)
+    critic = topology.message_cost(method.kappa_critic, sizes)
+    advantages = topology.message_cost(method.kappa_critic, 1.0)
+    per_agent = max(acting.per_agent, critic.per_agent) + advantages.per_agent
+    centralised = critic.centralised + advantages.centralised
+    training = MessageCost(per_agent, centralised, per_agent / centralised if centralised else 0.0)
+    return Communication(acting, training)

@@ -1,0 +1,1 @@
+"""The systems that khop comes with, one file or folder per family."""

@@ -1,0 +1,69 @@
+"""The real world: agents practise on the system itself, B environments side by side."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from khop.agents.policies import Actors
+from khop.system import System, step_and_reset
+from khop.trajectory import Trajectory
+
+
+class RealState(eqx.Module):
+    """Where the B environments stand."""
+
+    system: PyTree  # leaves lead with B
+    obs: Float[Array, "B n d"]
+    carry: PyTree  # the actors' memory
+    first_cut: Int[Array, " B"]  # steps until an environment's first episode is cut short; below 1: already done
+
+
+class RealWorld(eqx.Module):
+    """``environments`` copies of the system that start a new episode as soon as the old one is over.
+
+    Their first episodes are cut at evenly spread lengths, so that from then on every batch holds all phases of an
+    episode; the cut is a truncation, which bootstraps.
+    """
+
+    system: System
+    environments: int
+
+    def init(self, key: PRNGKeyArray, actors: Actors) -> RealState:
+        """All environments freshly reset."""
+        state, obs = jax.vmap(self.system.reset)(jax.random.split(key, self.environments))
+        spread = jnp.arange(1, self.environments + 1) / self.environments
+        first_cut = jnp.ceil(self.system.spec.horizon * spread).astype(int)
+        return RealState(state, obs, actors.initial(self.environments), first_cut)
+
+    def rollout(
+        self, key: PRNGKeyArray, state: RealState, actors: Actors, steps: int
+    ) -> tuple[RealState, Trajectory]:
+        """Let the actors act, sampling from their distributions, for some steps in every environment."""
+
+        def act(state: RealState, key: PRNGKeyArray) -> tuple[RealState, Trajectory]:
+            action_key, step_key = jax.random.split(key)
+            carry, distribution = actors(state.carry, state.obs)
+            action = distribution.sample(action_key)
+            system_state, obs, step = jax.vmap(step_and_reset, in_axes=(None, 0, 0, 0, 0))(
+                self.system,
+                jax.random.split(step_key, self.environments),
+                state.system,
+                action,
+                state.first_cut == 1,
+            )
+            moment = Trajectory(
+                obs=state.obs,
+                action=action,
+                log_prob=distribution.log_prob(action),
+                reward=step.reward,
+                terminated=step.terminated,
+                truncated=step.truncated,
+                next_obs=step.obs,
+                carry=state.carry,
+            )
+            return RealState(system_state, obs, carry, state.first_cut - 1), moment
+
+        return jax.lax.scan(act, state, jax.random.split(key, steps))
