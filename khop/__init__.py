@@ -1,13 +1,20 @@
 """khop: decentralised reinforcement learning for networked systems.
 
-    run = khop.train("platoon-catchup", "dppo", steps=600_000)
-    run.evaluate()                     # learned, random and classical controllers, side by side
-    run.policy(obs)                    # every agent's action
+run = khop.train("platoon-catchup", "dppo", steps=600_000)
+run.evaluate()                     # learned, random and classical controllers, side by side
+run.policy(obs)                    # every agent's action
 """
 
 from khop.errors import InputError as InputError
-from khop.experiment import Run as Run, load as load, resume as resume, train as train
-from khop.methods import METHODS as METHODS, Method as Method
-from khop.system import System as System, make as make, register as register, registered as registered
+from khop.experiment import Run as Run
+from khop.experiment import load as load
+from khop.experiment import resume as resume
+from khop.experiment import train as train
+from khop.methods import METHODS as METHODS
+from khop.methods import Method as Method
+from khop.system import System as System
+from khop.system import make as make
+from khop.system import register as register
+from khop.system import registered as registered
 from khop.systems import platoon as platoon
 from khop.topology import Topology as Topology

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
@@ -41,6 +42,14 @@ class Summary:
     def of(cls, values: Float[np.ndarray, "..."]) -> Summary:
         values = np.asarray(values, float).ravel()
         return cls(float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else 0.0, int(values.size))
+
+    @classmethod
+    def pooled(cls, parts: Sequence[Summary]) -> Summary:
+        """The summary of the union of several groups of episodes."""
+        n = sum(part.n for part in parts)
+        mean = sum(part.n * part.mean for part in parts) / n
+        squares = sum((part.n - 1) * part.std**2 + part.n * (part.mean - mean) ** 2 for part in parts)
+        return cls(mean, (squares / (n - 1)) ** 0.5 if n > 1 else 0.0, n)
 
 
 Table = dict[str, dict[str, Summary]]  # controller → metric → summary

@@ -39,7 +39,7 @@ from khop.evaluation import (
 from khop.learners.ppo import PPO
 from khop.methods import Method
 from khop.run import EVALUATION, METRICS, RunFolder
-from khop.system import System, make, name_of
+from khop.system import Controller, System, make, name_of
 from khop.training import Training, TrainingState
 
 LEARNED, SAMPLED = "learned", "learned-sampled"
@@ -63,6 +63,8 @@ class Stopped(RuntimeError):
 class Progress:
     """What a watcher of a run is told after each iteration."""
 
+    folder: Path
+    seeds: list[int]
     env_steps: int
     total: int
     wall_s: float
@@ -111,6 +113,21 @@ class Run:
     def final_evaluation(self) -> list[dict[str, str]]:
         """The rows of evaluation.csv at the run's last step."""
         return [row for row in self.folder.read(EVALUATION) if int(row["env_steps"]) >= self.steps]
+
+    def final_table(self) -> Table:
+        """The evaluation that ended the run: every controller over the same episodes, learned ones over all seeds."""
+        pooled: dict[str, dict[str, list[Summary]]] = {}
+        for row in self.final_evaluation():
+            summary = Summary(float(row["mean"]), float(row["std"]), int(row["n"]))
+            pooled.setdefault(row["controller"], {}).setdefault(row["metric"], []).append(summary)
+        return {
+            name: {metric: Summary.pooled(parts) for metric, parts in metrics.items()}
+            for name, metrics in pooled.items()
+        }
+
+    def controller(self, greedy: bool = True, seed: int | None = None) -> Controller:
+        """The trained agents of one seed as a controller for ``khop.evaluation``."""
+        return Learned(self.actors(seed), greedy)
 
     def policy(self, obs: Float[Array, "*batch n d"], seed: int | None = None) -> Array:
         """Every agent's greedy action, (*batch, n) or (*batch, n, a), by the agents of one of the run's seeds."""
@@ -192,16 +209,16 @@ def train(
     """
     system = make(system) if isinstance(system, str) else system
     system_name = name_of(system)
-    method_name, chosen = (method, methods.method(method)) if isinstance(method, str) else ("custom", method)
+    chosen = methods.method(method) if isinstance(method, str) else method
     chosen = configured(chosen, **options).resolved(system.spec)
-    for kappa in (chosen.kappa_actor, chosen.kappa_critic):
+    for kappa in chosen.kappas(system.spec):
         system.topology.neighbourhood(kappa)
     seeds = _checked_seeds(seeds)
     _at_least("steps", steps, 1)
     _at_least("episodes", episodes, 1)
     config = {
         "system": {"name": system_name, "parameters": _parameters(system)},
-        "method": {"name": method_name, "options": dataclasses.asdict(chosen)},
+        "method": {"name": chosen.name, "options": dataclasses.asdict(chosen)},
         "seeds": seeds,
         "steps": steps,
         "episodes": episodes,
@@ -210,7 +227,7 @@ def train(
         "versions": _versions(),
     }
     config = json.loads(json.dumps(config))
-    out = Path("runs") / f"{system_name}-{method_name}-{datetime.now():%Y%m%d-%H%M%S}" if out is None else Path(out)
+    out = Path("runs") / f"{system_name}-{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}" if out is None else Path(out)
     state = Training(system, chosen).init_seeds(seeds)
     run = Run(RunFolder.create(out, config))
     run.folder.save(state, 0, run.origin)
@@ -261,8 +278,8 @@ def _continue(run: Run, state: TrainingState, env_steps: int, watchers: Sequence
     saved_at = env_steps
     with _Interruption() as interruption:
         while env_steps < run.steps:
-            following, metrics = iterate(state)
-            metrics = {name: np.asarray(value) for name, value in metrics.items()}
+            following, on_device = iterate(state)
+            metrics = {name: np.asarray(value) for name, value in on_device.items()}
             if blame := _divergence(metrics, run.seeds):
                 if saved_at < env_steps:
                     run.folder.save(state, env_steps, run.origin)
@@ -275,7 +292,7 @@ def _continue(run: Run, state: TrainingState, env_steps: int, watchers: Sequence
             wall_s = time.monotonic() - started
             run.folder.append(METRICS, _metric_rows(metrics, run.seeds, env_steps, wall_s))
             for watcher in watchers:
-                watcher(Progress(env_steps, run.steps, wall_s, metrics))
+                watcher(Progress(run.path, run.seeds, env_steps, run.steps, wall_s, metrics))
             crossed = env_steps // every > (env_steps - run.training.steps_per_iteration) // every
             if crossed and env_steps < run.steps:
                 run.folder.append(EVALUATION, _learned_rows(run, state, env_steps))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import tyro
+
 from khop.errors import InputError, unknown
 from khop.learners.ppo import PPO
 from khop.system import Spec
@@ -14,6 +16,7 @@ from khop.topology import Kappa, MessageCost, Topology
 class Method:
     """What agents see, how they practise and how they learn."""
 
+    name: tyro.conf.Suppress[str] = "custom"
     kappa_actor: Kappa | None = None
     """Hops an actor sees: a number, "all", or None for what suits the system."""
     kappa_critic: Kappa | None = None
@@ -41,19 +44,26 @@ class Method:
                 f"{self.rollout} steps: choose at most {self.environments * self.rollout}."
             )
 
-    def resolved(self, spec: Spec) -> Method:
-        """The method with the system's own choice of κ where it leaves one open."""
-        return dataclasses.replace(
-            self,
-            kappa_actor=spec.kappa_actor if self.kappa_actor is None else self.kappa_actor,
-            kappa_critic=spec.kappa_critic if self.kappa_critic is None else self.kappa_critic,
+    def kappas(self, spec: Spec) -> tuple[Kappa, Kappa]:
+        """κ of actor and critic, the system's own choice where the method leaves one open."""
+        return (
+            spec.kappa_actor if self.kappa_actor is None else self.kappa_actor,
+            spec.kappa_critic if self.kappa_critic is None else self.kappa_critic,
         )
+
+    def resolved(self, spec: Spec) -> Method:
+        """The method with nothing left open."""
+        kappa_actor, kappa_critic = self.kappas(spec)
+        return dataclasses.replace(self, kappa_actor=kappa_actor, kappa_critic=kappa_critic)
 
 
 METHODS: dict[str, Method] = {
-    "ippo": Method(kappa_actor=0, kappa_critic=0),
-    "dppo": Method(kappa_actor=1),
-    "cppo": Method(kappa_actor=1, kappa_critic="all"),
+    row.name: row
+    for row in (
+        Method("ippo", kappa_actor=0, kappa_critic=0),
+        Method("dppo", kappa_actor=1),
+        Method("cppo", kappa_actor=1, kappa_critic="all"),
+    )
 }
 SUMMARIES: dict[str, str] = {
     "ippo": "independent PPO: actors and critics see their own agent alone",
@@ -81,11 +91,11 @@ def communication(method: Method, spec: Spec, topology: Topology) -> Communicati
     """Messages of a method: observations within κ_actor hops to act; to train, observations within the wider of both
     radii, and one advantage from each agent within κ_critic.
     """
-    method = method.resolved(spec)
+    kappa_actor, kappa_critic = method.kappas(spec)
     sizes = spec.observation_sizes.astype(float)
-    acting = topology.message_cost(method.kappa_actor, sizes)
-    critic = topology.message_cost(method.kappa_critic, sizes)
-    advantages = topology.message_cost(method.kappa_critic, 1.0)
+    acting = topology.message_cost(kappa_actor, sizes)
+    critic = topology.message_cost(kappa_critic, sizes)
+    advantages = topology.message_cost(kappa_critic, 1.0)
     per_agent = max(acting.per_agent, critic.per_agent) + advantages.per_agent
     centralised = critic.centralised + advantages.centralised
     training = MessageCost(per_agent, centralised, per_agent / centralised if centralised else 0.0)

@@ -1,10 +1,10 @@
 """A run's folder: configuration, metrics, evaluations, checkpoints.
 
-    config.json       the run fully resolved, and the versions it was made with
-    metrics.csv       one row per iteration and seed
-    evaluation.csv    one row per evaluation point, seed, controller and metric
-    checkpoints/      the newest few states, each written whole or not at all
-    figures/
+config.json       the run fully resolved, and the versions it was made with
+metrics.csv       one row per iteration and seed
+evaluation.csv    one row per evaluation point, seed, controller and metric
+checkpoints/      the newest few states, each written whole or not at all
+figures/
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 
 from khop.errors import InputError
 
@@ -40,7 +38,9 @@ class RunFolder:
         """A new run's folder. An existing run, or any other non-empty folder, is never written over."""
         folder = cls(path)
         if folder.config_file.exists():
-            raise InputError(f"{path} already holds a run: continue it with `khop resume {path}`, or choose another --out.")
+            raise InputError(
+                f"{path} already holds a run: continue it with `khop resume {path}`, or choose another --out."
+            )
         if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
             raise InputError(f"{path} exists and is not an empty folder: choose another --out.")
         folder.checkpoints.mkdir(parents=True)
@@ -119,7 +119,7 @@ class RunFolder:
     def save(self, state: Any, env_steps: int, origin: dict[str, Any]) -> Path:
         """Write a checkpoint whole or not at all, and drop all but the newest few."""
         payload = io.BytesIO()
-        eqx.tree_serialise_leaves(payload, _storable(state))
+        eqx.tree_serialise_leaves(payload, state)
         body = payload.getvalue()
         header = {"env_steps": env_steps, "bytes": len(body), "sha256": hashlib.sha256(body).hexdigest(), **origin}
         file = self.checkpoints / f"step_{env_steps:012d}.eqx"
@@ -150,10 +150,10 @@ class RunFolder:
         """The state in a checkpoint, shaped as ``like``, and its environment steps."""
         header, body = _checkpoint(file, alternatives=[])
         try:
-            stored = eqx.tree_deserialise_leaves(io.BytesIO(body), _storable(like))
-        except Exception as error:
-            raise InputError(f"{file} does not fit this run's configuration: {_first_line(error)}.") from error
-        return _restored(stored, like), header["env_steps"]
+            return eqx.tree_deserialise_leaves(io.BytesIO(body), like), header["env_steps"]
+        except (RuntimeError, ValueError, EOFError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise InputError(f"{file} does not fit this run's configuration: {reason}.") from error
 
 
 def _checkpoint(file: Path, alternatives: Iterable[Path]) -> tuple[dict[str, Any], bytes]:
@@ -172,19 +172,6 @@ def _checkpoint(file: Path, alternatives: Iterable[Path]) -> tuple[dict[str, Any
     return header, body
 
 
-def _is_key(leaf: Any) -> bool:
-    return eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _storable(state: Any) -> Any:
-    """Random keys as the plain numbers that a file can hold."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
-
-
-def _restored(stored: Any, like: State) -> State:
-    return jax.tree.map(lambda leaf, old: jax.random.wrap_key_data(leaf) if _is_key(old) else leaf, stored, like)
-
-
 def _write_whole(file: Path, content: bytes) -> None:
     """Replace a file in one step: a reader, or a crash, sees the old content or the new."""
     part = file.with_name(file.name + ".part")
@@ -193,7 +180,3 @@ def _write_whole(file: Path, content: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(part, file)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -10,7 +10,7 @@ import dataclasses
 import runpy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -129,19 +129,20 @@ class Step(eqx.Module):
 
 
 class Episode(eqx.Module):
-    """One episode on the real system, padded to the horizon T.
+    """One episode on the real system, padded to the horizon T; inside a scan, one moment of it without T.
 
     ``obs[t]`` is what the agents saw when they chose ``action[t]``; ``info`` is what ``step`` reported after it;
     ``valid[t]`` is false after the episode's end.
     """
 
-    obs: Float[Array, "T n d"]
+    obs: Float[Array, "*T n d"]
     action: Array
-    reward: Float[Array, "T n"]
+    reward: Float[Array, "*T n"]
     info: dict[str, Array]
-    valid: Bool[Array, " T"]
+    valid: Bool[Array, "*T"]
 
 
+@runtime_checkable
 class Controller(Protocol):
     """Anything that can drive a system: a learned policy, a classical controller, dice."""
 
@@ -180,7 +181,9 @@ class System(eqx.Module):
         """Advance by one control interval. Rewards are in the system's own physical units."""
 
     def metrics(self, episode: Episode) -> dict[str, Float[Array, ""]]:
-        """The system's own scalars for one episode; ``return`` is the mean over steps of the reward summed over agents."""
+        """The system's own scalars for one episode, of which this one is common to all: ``return``, the mean over steps
+        of the reward summed over agents.
+        """
         reward = jnp.where(episode.valid, episode.reward.sum(-1), 0.0)
         return {"return": reward.sum() / episode.valid.sum()}
 
@@ -234,7 +237,9 @@ def register(name: str) -> Callable[[_SystemClass], _SystemClass]:
 
     def add(cls: _SystemClass) -> _SystemClass:
         if name in _REGISTRY and _REGISTRY[name].__qualname__ != cls.__qualname__:
-            raise InputError(f"The system name {name!r} is taken by {_REGISTRY[name].__qualname__}: choose another one.")
+            raise InputError(
+                f"The system name {name!r} is taken by {_REGISTRY[name].__qualname__}: choose another one."
+            )
         _REGISTRY[name] = cls
         return cls
 
@@ -266,7 +271,9 @@ def name_of(system: System) -> str:
     for name, cls in {**_REGISTRY, **_FROM_FILES}.items():
         if cls is type(system):
             return name
-    raise InputError(f"{type(system).__name__} has no name to be found by again: decorate it with khop.register('name').")
+    raise InputError(
+        f"{type(system).__name__} has no name to be found by again: decorate it with khop.register('name')."
+    )
 
 
 def _class_in_file(file: Path, name: str) -> type[System]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -44,10 +45,11 @@ class Training:
 
     def init(self, key: PRNGKeyArray) -> TrainingState:
         """Fresh agents in freshly reset environments."""
-        spec, topology, method = self.system.spec, self.system.topology, self.method.resolved(self.system.spec)
+        spec, topology, method = self.system.spec, self.system.topology, self.method
+        kappa_actor, kappa_critic = method.kappas(spec)
         key, actor_key, critic_key, world_key = jax.random.split(key, 4)
-        acting = topology.neighbourhood(method.kappa_actor)
-        valuing = topology.neighbourhood(method.kappa_critic)
+        acting = topology.neighbourhood(kappa_actor)
+        valuing = topology.neighbourhood(kappa_critic)
         actors = Actors(spec, acting, method.hidden, method.share, key=actor_key)
         critics = Critics(spec, valuing, method.hidden, method.share, key=critic_key)
         return TrainingState(key, self.world.init(world_key, actors), method.learner.init(actors, critics))
@@ -61,14 +63,16 @@ class Training:
         world, trajectory = self.world.rollout(act_key, state.world, state.learner.actors, self.method.rollout)
         learner, metrics = self.method.learner.update(learn_key, state.learner, trajectory)
         metrics["return"] = trajectory.reward.sum(-1).mean()
-        metrics["parameter_norm"] = optax.global_norm(eqx.filter((learner.actors, learner.critics), eqx.is_inexact_array))
+        metrics["parameter_norm"] = optax.global_norm(
+            eqx.filter((learner.actors, learner.critics), eqx.is_inexact_array)
+        )
         return TrainingState(key, world, learner), metrics
 
     def init_seeds(self, seeds: list[int]) -> TrainingState:
         """One independent state per seed, stacked."""
-        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        keys = jnp.stack([jax.random.PRNGKey(seed) for seed in seeds])  # plain arrays, which a file can hold
         return eqx.filter_jit(eqx.filter_vmap(self.init))(keys)
 
-    def compiled(self) -> eqx.Module:
+    def compiled(self) -> Callable[[TrainingState], tuple[TrainingState, dict[str, Array]]]:
         """``iterate`` for stacked seeds, as one program."""
         return eqx.filter_jit(eqx.filter_vmap(self.iterate))

@@ -18,17 +18,17 @@ class Trajectory(eqx.Module):
     new one. ``carry`` is each actor's memory before the step, ``()`` for feed-forward actors.
     """
 
-    obs: Float[Array, "T B n d"]
+    obs: Float[Array, "*T B n d"]
     action: Array  # (T, B, n) int or (T, B, n, a) float
-    log_prob: Float[Array, "T B n"]
-    reward: Float[Array, "T B n"]
-    terminated: Bool[Array, "T B n"]
-    truncated: Bool[Array, "T B"]
-    next_obs: Float[Array, "T B n d"]
+    log_prob: Float[Array, "*T B n"]
+    reward: Float[Array, "*T B n"]
+    terminated: Bool[Array, "*T B n"]
+    truncated: Bool[Array, "*T B"]
+    next_obs: Float[Array, "*T B n d"]
     carry: PyTree
 
     @property
-    def ended(self) -> Bool[Array, "T B n"]:
+    def ended(self) -> Bool[Array, "*T B n"]:
         """Where an agent's episode ends, for either reason: nothing flows back across it."""
         return self.terminated | self.truncated[..., None] | jnp.all(self.terminated, -1, keepdims=True)
 

@@ -11,6 +11,8 @@ from khop.agents.stacked import Stacked, mlp
 from khop.system import ContinuousActions, DiscreteActions, Spec
 from khop.topology import Neighbourhood
 
+INITIAL_LOG_SCALE = -0.7  # half of the box's half width: explores all of it, yet knows its middle
+
 
 class Actors(eqx.Module):
     """Every agent's policy π_i(a_i | o_j, j within κ hops of i).
@@ -20,7 +22,7 @@ class Actors(eqx.Module):
     """
 
     networks: Stacked
-    log_scale: Float[Array, "n a"] | None  # of the box's half width
+    log_scale: Float[Array, "n a"]  # of the box's half width; empty for discrete actions
     neighbourhood: Neighbourhood = eqx.field(static=True)
     action: DiscreteActions | ContinuousActions = eqx.field(static=True)
 
@@ -31,8 +33,8 @@ class Actors(eqx.Module):
         self.networks = Stacked(lambda key: mlp(inputs, hidden, outputs, 0.01, key=key), spec.n, share, key=key)
         self.neighbourhood = neighbourhood
         self.action = spec.action
-        discrete = isinstance(spec.action, DiscreteActions)
-        self.log_scale = None if discrete else jnp.full((1 if share else spec.n, outputs), -0.7)
+        spreads = 0 if isinstance(spec.action, DiscreteActions) else outputs
+        self.log_scale = jnp.full((1 if share else spec.n, spreads), INITIAL_LOG_SCALE)
 
     def initial(self, batch: int) -> PyTree:
         """The memory of B fresh environments: none."""

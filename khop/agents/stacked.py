@@ -16,10 +16,12 @@ class Stacked(eqx.Module):
     Every parameter leaf leads with n. With ``share`` there is one set of parameters, without that axis, for all.
     """
 
-    network: eqx.Module
+    network: Callable[[Array], Array]  # a module
     share: bool = eqx.field(static=True)
 
-    def __init__(self, build: Callable[[PRNGKeyArray], eqx.Module], n: int, share: bool, *, key: PRNGKeyArray):
+    def __init__(
+        self, build: Callable[[PRNGKeyArray], Callable[[Array], Array]], n: int, share: bool, *, key: PRNGKeyArray
+    ):
         self.share = share
         self.network = build(key) if share else eqx.filter_vmap(build)(jax.random.split(key, n))
 
@@ -41,11 +43,12 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int, gain: float, *, key:
     machines of few cores.
     """
     sizes = (inputs, *hidden, outputs)
-    layers: list[eqx.Module] = []
+    layers: list[Callable] = []
     for depth, layer_key in enumerate(jax.random.split(key, len(sizes) - 1)):
         rows, columns = sizes[depth + 1], sizes[depth]
         scale = (gain if depth == len(hidden) else 1.0) / columns**0.5
         weight = scale * jax.random.truncated_normal(layer_key, -2, 2, (rows, columns))
         linear = eqx.nn.Linear(columns, rows, key=layer_key)
-        layers += [eqx.tree_at(lambda l: (l.weight, l.bias), linear, (weight, jnp.zeros(rows))), eqx.nn.Lambda(jnp.tanh)]
+        layers.append(eqx.tree_at(lambda layer: (layer.weight, layer.bias), linear, (weight, jnp.zeros(rows))))
+        layers.append(eqx.nn.Lambda(jnp.tanh))
     return eqx.nn.Sequential(layers[:-1])

@@ -27,21 +27,26 @@ from khop.trajectory import Trajectory, generalised_advantages
 Agents = TypeVar("Agents", Actors, Critics)
 
 
-class RewardScale(eqx.Module):
-    """Running root mean square of all agents' rewards; one scale for all keeps their sum the common objective."""
+class ValueScale(eqx.Module):
+    """Running root mean square of each agent's value targets, in the units of its rewards."""
 
-    mean_square: Float[Array, ""]
+    mean_square: Float[Array, " n"]
     weight: Float[Array, ""]
 
-    def updated(self, reward: Float[Array, "T B n"], memory: float) -> RewardScale:
-        return RewardScale(
-            memory * self.mean_square + (1 - memory) * jnp.square(reward).mean(),
-            memory * self.weight + (1 - memory),
-        )
+    @classmethod
+    def initial(cls, n: int) -> ValueScale:
+        return cls(jnp.zeros(n), jnp.zeros(()))
+
+    def updated(self, target: Float[Array, "*batch n"]) -> ValueScale:
+        """Forget a little and add one batch of targets."""
+        square = jnp.square(target).mean(tuple(range(target.ndim - 1)))
+        memory = SCALE_MEMORY
+        return ValueScale(memory * self.mean_square + (1 - memory) * square, memory * self.weight + 1 - memory)
 
     @property
-    def value(self) -> Float[Array, ""]:
-        return jnp.sqrt(self.mean_square / self.weight) + 1e-8
+    def value(self) -> Float[Array, " n"]:
+        """The scale, 1 before the first batch."""
+        return jnp.where(self.weight > 0, jnp.sqrt(self.mean_square / jnp.maximum(self.weight, 1e-8)), 1.0) + 1e-8
 
 
 class LearnerState(eqx.Module):
@@ -51,7 +56,7 @@ class LearnerState(eqx.Module):
     critics: Critics
     actor_moments: optax.OptState
     critic_moments: optax.OptState
-    reward_scale: RewardScale
+    value_scale: ValueScale
 
 
 class Samples(NamedTuple):
@@ -88,11 +93,7 @@ class PPO:
     """An agent's policy stands still for the rest of a batch once its KL exceeds this."""
     max_gradient_norm: float = 0.5
     """Each agent's gradient is clipped to this norm."""
-    reward_clip: float = 5.0
-    """Scaled rewards are clipped to this size while learning; evaluation never sees it."""
 
-    memory: float = 0.95
-    popart: bool = True
     def init(self, actors: Actors, critics: Critics) -> LearnerState:
         """Fresh optimisers for fresh networks."""
         return LearnerState(
@@ -100,29 +101,19 @@ class PPO:
             critics,
             _optimiser(self.actor_learning_rate).init(eqx.filter(actors, eqx.is_inexact_array)),
             _optimiser(self.critic_learning_rate).init(eqx.filter(critics, eqx.is_inexact_array)),
-            RewardScale(jnp.zeros(()), jnp.zeros(())),
+            ValueScale.initial(critics.neighbourhood.n),
         )
 
     def update(
         self, key: PRNGKeyArray, state: LearnerState, trajectory: Trajectory
     ) -> tuple[LearnerState, dict[str, Float[Array, ""]]]:
         """Improve policies and values on one batch of experience, real or imagined."""
-        raw = eqx.tree_at(lambda s: s.reward_scale, state, RewardScale(jnp.ones(()),jnp.ones(())))
-        s0 = jnp.where(state.reward_scale.weight>0, state.reward_scale.value, jnp.sqrt(jnp.square(trajectory.reward).mean())/(1-self.discount))
-        v,nv=state.critics(trajectory.obs)*s0,state.critics(trajectory.next_obs)*s0
-        tgt=v+generalised_advantages(trajectory.reward,v,nv,trajectory.terminated,trajectory.ended,self.discount,self.trace)
-        scale = state.reward_scale.updated(tgt, self.memory)
-        if self.popart:
-            ratio=s0/scale.value
-            last=lambda c:(c.networks.network.layers[-1].weight,c.networks.network.layers[-1].bias)
-            state=eqx.tree_at(lambda s: last(s.critics),state,jax.tree.map(lambda x:x*ratio,last(state.critics)))
-        state = eqx.tree_at(lambda s: s.reward_scale, state, scale)
-        samples = self.prepare(state, trajectory)
+        state, samples = self.prepare(state, trajectory)
         total = samples.log_prob.shape[0]
         size = total // self.minibatches
 
         def epoch(carry: tuple, key: PRNGKeyArray) -> tuple[tuple, dict]:
-            order = jax.random.permutation(key, total)[: size * self.minibatches]
+            order = jnp.argsort(jax.random.bits(key, (total,)))[: size * self.minibatches]  # one sort: a cheap shuffle
             return jax.lax.scan(step, carry, order.reshape(self.minibatches, size))
 
         def step(carry: tuple, rows: Array) -> tuple[tuple, dict]:
@@ -135,20 +126,33 @@ class PPO:
         learning = jnp.ones(samples.log_prob.shape[1], bool)
         (learning, dynamic), metrics = jax.lax.scan(epoch, (learning, dynamic), jax.random.split(key, self.epochs))
         metrics = {name: value.mean() for name, value in metrics.items()}
-        metrics |= {"stopped": 1 - learning.mean(), "reward_scale": scale.value}
+        metrics |= {"stopped": 1 - learning.mean(), "value_scale": state.value_scale.value.mean()}
         return eqx.combine(dynamic, static), metrics
 
-    def prepare(self, state: LearnerState, trajectory: Trajectory) -> Samples:
-        """Advantages and targets of a batch, its T × B moments flattened to S."""
-        reward = jnp.clip(trajectory.reward / state.reward_scale.value, -self.reward_clip, self.reward_clip)
-        value, next_value = state.critics(trajectory.obs), state.critics(trajectory.next_obs)
+    def prepare(self, state: LearnerState, trajectory: Trajectory) -> tuple[LearnerState, Samples]:
+        """Advantages and targets of a batch, its T × B moments flattened to S.
+
+        A critic's network puts out its agent's value in units of that agent's running scale; everything here is in the
+        rewards' own units, so that averaging advantages over neighbours weighs all agents' rewards alike.
+        """
+        scale = state.value_scale.value
+        value, next_value = scale * state.critics(trajectory.obs), scale * state.critics(trajectory.next_obs)
         advantage = generalised_advantages(
-            reward, value, next_value, trajectory.terminated, trajectory.ended, self.discount, self.trace
+            trajectory.reward,
+            value,
+            next_value,
+            trajectory.terminated,
+            trajectory.ended,
+            self.discount,
+            self.trace,
         )
+        target = advantage + value
+        new_scale = state.value_scale.updated(target)
+        state = eqx.tree_at(lambda s: s.value_scale, state, new_scale)
         shared = standardised(state.critics.neighbourhood.mean(advantage))
-        samples = Samples(trajectory.obs, trajectory.action, trajectory.log_prob, shared, advantage + value)
+        samples = Samples(trajectory.obs, trajectory.action, trajectory.log_prob, shared, target / new_scale.value)
         samples = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), samples)
-        return jax.lax.stop_gradient(samples)
+        return state, jax.lax.stop_gradient(samples)
 
     def improve(
         self, learning: Bool[Array, " n"], state: LearnerState, batch: Samples
@@ -171,7 +175,7 @@ class PPO:
             "kl": kl.mean(),
             "entropy": entropy.mean(),
         }
-        return learning, LearnerState(actors, critics, actor_moments, critic_moments, state.reward_scale), metrics
+        return learning, LearnerState(actors, critics, actor_moments, critic_moments, state.value_scale), metrics
 
     def actor_loss(self, actors: Actors, batch: Samples) -> tuple[Array, tuple[Array, Array]]:
         """Sum over agents of surrogate minus entropy bonus: the gradient of each agent is that of it alone."""
@@ -191,13 +195,13 @@ class PPO:
         """One Adam step for the agents that still learn, each with its own clipped gradient."""
         if agents.networks.share:
             learning = learning.any()
-        gradient = _clipped(gradient, self.max_gradient_norm, agents.networks.share)
-        updates, new_moments = _optimiser(rate).update(gradient, moments)
+        direction: PyTree = _clipped(gradient, self.max_gradient_norm, agents.networks.share)
+        updates, new_moments = _optimiser(rate).update(direction, moments)
         updates = jax.tree.map(lambda leaf: jnp.where(_leading(learning, leaf), leaf, 0), updates)
         return eqx.apply_updates(agents, updates), new_moments
 
 
-REWARD_MEMORY = 0.99  # per batch
+SCALE_MEMORY = 0.95  # per batch
 
 
 def _optimiser(rate: float) -> optax.GradientTransformation:

@@ -38,9 +38,7 @@ class RealWorld(eqx.Module):
         first_cut = jnp.ceil(self.system.spec.horizon * spread).astype(int)
         return RealState(state, obs, actors.initial(self.environments), first_cut)
 
-    def rollout(
-        self, key: PRNGKeyArray, state: RealState, actors: Actors, steps: int
-    ) -> tuple[RealState, Trajectory]:
+    def rollout(self, key: PRNGKeyArray, state: RealState, actors: Actors, steps: int) -> tuple[RealState, Trajectory]:
         """Let the actors act, sampling from their distributions, for some steps in every environment."""
 
         def act(state: RealState, key: PRNGKeyArray) -> tuple[RealState, Trajectory]:
