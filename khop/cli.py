@@ -284,7 +284,9 @@ def _options(usage: str, arguments: Arguments, defaults: dict[str, Any]) -> dict
         ],
         frozen=True,
     )
-    parsed: Any = tyro.cli(shape, args=arguments, prog=f"khop {usage}", description="", config=(tyro.conf.OmitArgPrefixes,))
+    parsed: Any = tyro.cli(
+        shape, args=arguments, prog=f"khop {usage}", description="", config=(tyro.conf.OmitArgPrefixes,)
+    )
     return {name: getattr(parsed, name) for name in defaults}
 
 

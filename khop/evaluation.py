@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 
 from khop.agents.policies import Actors
 from khop.system import Controller, Episode, RandomController, System
@@ -20,14 +21,14 @@ class Learned(eqx.Module):
     """Trained actors as a controller, greedy or sampling."""
 
     actors: Actors
-    greedy: bool = eqx.field(static=True)
+    greedy: Bool[Array, ""]
 
     def initial(self) -> PyTree:
         return jax.tree.map(lambda leaf: leaf[0], self.actors.initial(1))
 
     def __call__(self, key: PRNGKeyArray, carry: PyTree, state: PyTree, obs: Array) -> tuple[PyTree, Array]:
         carry, distribution = self.actors(carry, obs)
-        return carry, distribution.mode() if self.greedy else distribution.sample(key)
+        return carry, jnp.where(self.greedy, distribution.mode(), distribution.sample(key))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def play(system: System, controller: Controller, key: PRNGKeyArray) -> Episode:
 
 
 @eqx.filter_jit
-def measure(system: System, controller: Controller, keys: PRNGKeyArray) -> dict[str, Float[Array, " E"]]:
+def measure(system: System, controller: Controller, keys: Key[Array, " E"]) -> dict[str, Float[Array, " E"]]:
     """The system's metrics over E episodes, one per key."""
     return jax.lax.map(
         lambda key: system.metrics(play(system, controller, key)), keys, batch_size=min(PARALLEL_EPISODES, len(keys))
@@ -85,7 +86,7 @@ def controller(system: System, name: str) -> Controller:
     return RandomController(system.spec.action) if name == "random" else system.baseline(name)
 
 
-def episode_keys(seed: int, episodes: int) -> PRNGKeyArray:
+def episode_keys(seed: int, episodes: int) -> Key[Array, " E"]:
     """The keys of E episodes; the same ones for every controller, so that all face the same starts."""
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), 0x6B686F70), episodes)
 

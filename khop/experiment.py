@@ -88,7 +88,7 @@ class Run:
             self.steps: int = self.config["steps"]
         except KeyError as error:
             raise InputError(f"{folder.config_file} lacks the entry {error}: restore it from a copy.") from error
-        self.training = Training(self.system, self.method)
+        self.training = Training(self.system, self.method, self.steps)
 
     @property
     def path(self) -> Path:
@@ -102,6 +102,8 @@ class Run:
 
     @functools.cached_property
     def _newest(self) -> tuple[TrainingState, int]:
+        if not self.folder.saved() and not self.folder.read(METRICS):  # stopped before its first checkpoint
+            return self.training.init_seeds(self.seeds), 0
         like = eqx.filter_eval_shape(self.training.init_seeds, self.seeds)
         return self.folder.load(self.folder.newest(self.origin), like)
 
@@ -127,7 +129,7 @@ class Run:
 
     def controller(self, greedy: bool = True, seed: int | None = None) -> Controller:
         """The trained agents of one seed as a controller for ``khop.evaluation``."""
-        return Learned(self.actors(seed), greedy)
+        return Learned(self.actors(seed), jnp.asarray(greedy))
 
     def policy(self, obs: Float[Array, "*batch n d"], seed: int | None = None) -> Array:
         """Every agent's greedy action, (*batch, n) or (*batch, n, a), by the agents of one of the run's seeds."""
@@ -161,9 +163,8 @@ class Run:
         table: Table = {}
         for name in names:
             if name in (LEARNED, SAMPLED):
-                values = _measure_learned(
-                    self.system, self._newest[0].learner.actors, name == LEARNED, episode_keys(seed, episodes)
-                )
+                actors, greedy = self._newest[0].learner.actors, jnp.asarray(name == LEARNED)
+                values = _measure_learned(self.system, actors, greedy, episode_keys(seed, episodes))
                 table[name] = summarise(values)
             else:
                 try:
@@ -174,7 +175,7 @@ class Run:
 
 
 @eqx.filter_jit
-def _measure_learned(system: System, actors: Any, greedy: bool, keys: Array) -> dict[str, Float[Array, "seeds E"]]:
+def _measure_learned(system: System, actors: Any, greedy: Array, keys: Array) -> dict[str, Float[Array, "seeds E"]]:
     """Metrics of the agents of every seed over the same episodes."""
     return eqx.filter_vmap(lambda actors: measure(system, Learned(actors, greedy), keys))(actors)
 
@@ -228,7 +229,8 @@ def train(
     }
     config = json.loads(json.dumps(config))
     out = Path("runs") / f"{system_name}-{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}" if out is None else Path(out)
-    state = Training(system, chosen).init_seeds(seeds)
+    RunFolder.refuse_occupied(out)
+    state = Training(system, chosen, steps).init_seeds(seeds)
     run = Run(RunFolder.create(out, config))
     run.folder.save(state, 0, run.origin)
     return _continue(run, state, 0, watchers)
@@ -317,7 +319,7 @@ def _learned_rows(run: Run, state: TrainingState, env_steps: int) -> list[dict[s
     keys = episode_keys(0, run.config["episodes"])
     rows = []
     for name in (LEARNED, SAMPLED):
-        values = _measure_learned(run.system, state.learner.actors, name == LEARNED, keys)
+        values = _measure_learned(run.system, state.learner.actors, jnp.asarray(name == LEARNED), keys)
         for index, seed in enumerate(run.seeds):
             rows += _rows(env_steps, seed, name, summarise({metric: v[index] for metric, v in values.items()}))
     return rows

@@ -35,7 +35,17 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, config: dict[str, Any]) -> RunFolder:
-        """A new run's folder. An existing run, or any other non-empty folder, is never written over."""
+        """A new run's folder."""
+        cls.refuse_occupied(path)
+        folder = cls(path)
+        folder.checkpoints.mkdir(parents=True)
+        folder.figures.mkdir()
+        _write_whole(folder.config_file, json.dumps(config, indent=2).encode() + b"\n")
+        return folder
+
+    @classmethod
+    def refuse_occupied(cls, path: str | Path) -> None:
+        """An existing run, or any other non-empty folder, is never written over."""
         folder = cls(path)
         if folder.config_file.exists():
             raise InputError(
@@ -43,10 +53,6 @@ class RunFolder:
             )
         if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
             raise InputError(f"{path} exists and is not an empty folder: choose another --out.")
-        folder.checkpoints.mkdir(parents=True)
-        folder.figures.mkdir()
-        _write_whole(folder.config_file, json.dumps(config, indent=2).encode() + b"\n")
-        return folder
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from khop.agents.policies import Actors, Critics
 from khop.learners.ppo import LearnerState
@@ -22,6 +22,7 @@ class TrainingState(eqx.Module):
     """Everything that training changes; written to disk and read back it continues to the same result."""
 
     key: PRNGKeyArray
+    iteration: Int[Array, ""]
     world: RealState
     learner: LearnerState
 
@@ -32,6 +33,7 @@ class Training:
 
     system: System
     method: Method
+    steps: int  # the budget, in real environment steps
 
     @property
     def world(self) -> RealWorld:
@@ -52,7 +54,9 @@ class Training:
         valuing = topology.neighbourhood(kappa_critic)
         actors = Actors(spec, acting, method.hidden, method.share, key=actor_key)
         critics = Critics(spec, valuing, method.hidden, method.share, key=critic_key)
-        return TrainingState(key, self.world.init(world_key, actors), method.learner.init(actors, critics))
+        return TrainingState(
+            key, jnp.zeros((), int), self.world.init(world_key, actors), method.learner.init(actors, critics)
+        )
 
     def iterate(self, state: TrainingState) -> tuple[TrainingState, dict[str, Array]]:
         """Collect one batch of real experience and learn from it.
@@ -61,12 +65,13 @@ class Training:
         """
         key, act_key, learn_key = jax.random.split(state.key, 3)
         world, trajectory = self.world.rollout(act_key, state.world, state.learner.actors, self.method.rollout)
-        learner, metrics = self.method.learner.update(learn_key, state.learner, trajectory)
+        remaining = jnp.maximum(1 - state.iteration * (self.steps_per_iteration / self.steps), 0.0)
+        learner, metrics = self.method.learner.update(learn_key, state.learner, trajectory, remaining)
         metrics["return"] = trajectory.reward.sum(-1).mean()
         metrics["parameter_norm"] = optax.global_norm(
             eqx.filter((learner.actors, learner.critics), eqx.is_inexact_array)
         )
-        return TrainingState(key, world, learner), metrics
+        return TrainingState(key, state.iteration + 1, world, learner), metrics
 
     def init_seeds(self, seeds: list[int]) -> TrainingState:
         """One independent state per seed, stacked."""

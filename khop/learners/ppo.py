@@ -21,6 +21,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from khop.agents.policies import Actors, Critics
+from khop.errors import InputError
 from khop.learners.losses import clipped_surrogate, divergence, squared_error, standardised
 from khop.trajectory import Trajectory, generalised_advantages
 
@@ -93,21 +94,37 @@ class PPO:
     """An agent's policy stands still for the rest of a batch once its KL exceeds this."""
     max_gradient_norm: float = 0.5
     """Each agent's gradient is clipped to this norm."""
+    anneal: bool = True
+    """Let step sizes and entropy bonus fall linearly to 0 over the budget."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            if not low <= value <= high:  # NaN fails too
+                raise InputError(f"{name} must lie between {low:g} and {high:g}, not {value:g}.")
 
     def init(self, actors: Actors, critics: Critics) -> LearnerState:
         """Fresh optimisers for fresh networks."""
         return LearnerState(
             actors,
             critics,
-            _optimiser(self.actor_learning_rate).init(eqx.filter(actors, eqx.is_inexact_array)),
-            _optimiser(self.critic_learning_rate).init(eqx.filter(critics, eqx.is_inexact_array)),
+            ADAM.init(eqx.filter(actors, eqx.is_inexact_array)),
+            ADAM.init(eqx.filter(critics, eqx.is_inexact_array)),
             ValueScale.initial(critics.neighbourhood.n),
         )
 
     def update(
-        self, key: PRNGKeyArray, state: LearnerState, trajectory: Trajectory
+        self, key: PRNGKeyArray, state: LearnerState, trajectory: Trajectory, remaining: Float[Array, ""]
     ) -> tuple[LearnerState, dict[str, Float[Array, ""]]]:
-        """Improve policies and values on one batch of experience, real or imagined."""
+        """Improve policies and values on one batch of experience, real or imagined.
+
+        Args:
+            key: for the order of the minibatches.
+            state: what learning changes.
+            trajectory: the batch.
+            remaining: share of the budget that is still ahead, from 1 to 0.
+        """
+        vigour = remaining if self.anneal else jnp.ones(())
         state, samples = self.prepare(state, trajectory)
         total = samples.log_prob.shape[0]
         size = total // self.minibatches
@@ -119,7 +136,7 @@ class PPO:
         def step(carry: tuple, rows: Array) -> tuple[tuple, dict]:
             learning, dynamic = carry
             batch = jax.tree.map(lambda leaf: leaf[rows], samples)
-            learning, state, metrics = self.improve(learning, eqx.combine(dynamic, static), batch)
+            learning, state, metrics = self.improve(learning, eqx.combine(dynamic, static), batch, vigour)
             return (learning, eqx.filter(state, eqx.is_array)), metrics
 
         dynamic, static = eqx.partition(state, eqx.is_array)
@@ -155,19 +172,23 @@ class PPO:
         return state, jax.lax.stop_gradient(samples)
 
     def improve(
-        self, learning: Bool[Array, " n"], state: LearnerState, batch: Samples
+        self, learning: Bool[Array, " n"], state: LearnerState, batch: Samples, vigour: Float[Array, ""]
     ) -> tuple[Bool[Array, " n"], LearnerState, dict[str, Float[Array, ""]]]:
         """One gradient step on one minibatch; ``learning`` marks the agents whose KL stop has not fired."""
         (actor_loss, (kl, entropy)), actor_gradient = eqx.filter_value_and_grad(self.actor_loss, has_aux=True)(
-            state.actors, batch
+            state.actors, batch, vigour * self.entropy
         )
         critic_loss, critic_gradient = eqx.filter_value_and_grad(self.critic_loss)(state.critics, batch)
         learning = learning & (_agreed(kl, state.actors) < self.target_kl)
         actors, actor_moments = self.descend(
-            state.actors, actor_gradient, state.actor_moments, self.actor_learning_rate, learning
+            state.actors, actor_gradient, state.actor_moments, vigour * self.actor_learning_rate, learning
         )
         critics, critic_moments = self.descend(
-            state.critics, critic_gradient, state.critic_moments, self.critic_learning_rate, jnp.ones_like(learning)
+            state.critics,
+            critic_gradient,
+            state.critic_moments,
+            vigour * self.critic_learning_rate,
+            jnp.ones_like(learning),
         )
         metrics = {
             "actor_loss": actor_loss / len(kl),
@@ -177,12 +198,12 @@ class PPO:
         }
         return learning, LearnerState(actors, critics, actor_moments, critic_moments, state.value_scale), metrics
 
-    def actor_loss(self, actors: Actors, batch: Samples) -> tuple[Array, tuple[Array, Array]]:
+    def actor_loss(self, actors: Actors, batch: Samples, bonus: Float[Array, ""]) -> tuple[Array, tuple[Array, Array]]:
         """Sum over agents of surrogate minus entropy bonus: the gradient of each agent is that of it alone."""
         _, distribution = actors((), batch.obs)
         log_prob = distribution.log_prob(batch.action)
         entropy = distribution.entropy().mean(0)
-        loss = clipped_surrogate(log_prob, batch.log_prob, batch.advantage, self.clip) - self.entropy * entropy
+        loss = clipped_surrogate(log_prob, batch.log_prob, batch.advantage, self.clip) - bonus * entropy
         return loss.sum(), (divergence(log_prob, batch.log_prob), entropy)
 
     def critic_loss(self, critics: Critics, batch: Samples) -> Array:
@@ -190,22 +211,31 @@ class PPO:
         return squared_error(critics(batch.obs), batch.target).sum()
 
     def descend(
-        self, agents: Agents, gradient: Agents, moments: optax.OptState, rate: float, learning: Bool[Array, " n"]
+        self, agents: Agents, gradient: Agents, moments: optax.OptState, rate: Array, learning: Bool[Array, " n"]
     ) -> tuple[Agents, optax.OptState]:
         """One Adam step for the agents that still learn, each with its own clipped gradient."""
         if agents.networks.share:
             learning = learning.any()
         direction: PyTree = _clipped(gradient, self.max_gradient_norm, agents.networks.share)
-        updates, new_moments = _optimiser(rate).update(direction, moments)
-        updates = jax.tree.map(lambda leaf: jnp.where(_leading(learning, leaf), leaf, 0), updates)
+        updates, new_moments = ADAM.update(direction, moments)
+        updates = jax.tree.map(lambda leaf: jnp.where(_leading(learning, leaf), -rate * leaf, 0), updates)
         return eqx.apply_updates(agents, updates), new_moments
 
 
-SCALE_MEMORY = 0.95  # per batch
-
-
-def _optimiser(rate: float) -> optax.GradientTransformation:
-    return optax.adam(rate, eps=1e-5)
+LIMITS: dict[str, tuple[float, float]] = {
+    "actor_learning_rate": (0, 1e6),
+    "critic_learning_rate": (0, 1e6),
+    "epochs": (1, 1e6),
+    "minibatches": (1, 1e9),
+    "discount": (0, 1),
+    "trace": (0, 1),
+    "clip": (0, 1e6),
+    "entropy": (0, 1e6),
+    "target_kl": (0, 1e6),
+    "max_gradient_norm": (0, 1e30),
+}
+ADAM = optax.scale_by_adam(eps=1e-5)
+SCALE_MEMORY = 0.8  # per batch; values shrink a thousandfold once agents stop crashing, and the scale must follow
 
 
 def _leading(per_agent: Array, leaf: Array) -> Array:

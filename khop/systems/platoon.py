@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import abc
 import functools
-import itertools
 
 import equinox as eqx
 import jax
@@ -150,9 +149,7 @@ class Platoon(System):
         moved = self._move(state, action)
         state = jax.tree.map(lambda frozen, new: jnp.where(state.crashed, frozen, new), state, moved)
         state = eqx.tree_at(lambda s: s.time, state, moved.time)
-        cost = (
-            (state.headway - TARGET_HEADWAY) ** 2 + (state.speed - TARGET_SPEED) ** 2 + 0.1 * state.acceleration**2
-        )
+        cost = (state.headway - TARGET_HEADWAY) ** 2 + (state.speed - TARGET_SPEED) ** 2 + 0.1 * state.acceleration**2
         return Step(
             state=state,
             obs=self._observe(state),
@@ -242,8 +239,10 @@ class Platoon(System):
         return jnp.where(jnp.arange(self.vehicles) == 0, first, others)
 
     def _best_pair(self) -> Int[Array, " n"]:
-        pairs = jnp.array([self._pair(*pair) for pair in itertools.product(range(len(GAINS)), repeat=2)])
-        return pairs[jnp.argmax(_constant_returns(self, pairs))]
+        actions = range(len(GAINS))
+        pairs = jnp.array([[self._pair(first, others) for others in actions] for first in actions])
+        returns = jnp.array([_constant_returns(self, candidates) for candidates in pairs])
+        return pairs.reshape(-1, self.vehicles)[jnp.argmax(returns)]
 
     def _best_per_position(self) -> Int[Array, " n"]:
         """Coordinate descent from the best pair; positions beyond the eighth share their gains."""

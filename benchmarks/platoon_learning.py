@@ -1,0 +1,98 @@
+"""Does decentralised PPO learn what it should on platoons?
+
+Trains on Catch-up (600k real steps) and Slow-down (1.2M) with five seeds each, then plays 100 episodes on the real
+system, greedy and sampled, beside the best constant controllers. Interrupted, it goes on where it stopped. Results go
+to docs/results/platoon_learning.csv, one row per task, method, seed and controller; the figure is drawn from the runs.
+
+    .venv/bin/python benchmarks/platoon_learning.py [--quick] [--methods dppo ippo cppo]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+from pathlib import Path
+
+import khop
+from khop.evaluation import Summary, episode_keys, evaluate_baselines, measure
+from khop.experiment import Run
+from khop.report.curves import learning_curves
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results" / "platoon_learning.csv"
+METRICS = ("return", "collision_rate", "headway_rmse", "speed_rmse", "settling_time")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One system with its budget and the return it has to reach."""
+
+    system: str
+    steps: int
+    target: float
+
+
+TASKS = (Task("platoon-catchup", 600_000, -33.0), Task("platoon-slowdown", 1_200_000, -275.0))
+SEEDS = (0, 1, 2, 3, 4)
+EPISODES = 100
+
+
+def trained(task: Task, method: str, steps: int) -> Run:
+    """The task's run: finished, continued or begun."""
+    folder = ROOT / "runs" / "platoon_learning" / f"{task.system}-{method}-{steps}"
+    if folder.exists():
+        return khop.resume(folder)
+    return khop.train(task.system, method, steps=steps, seeds=SEEDS, out=folder)
+
+
+def rows(run: Run, task: Task, method: str) -> list[dict[str, object]]:
+    """Evaluation of every seed's agents, and of the constants, over the same episodes."""
+    keys = episode_keys(1, EPISODES)
+    found = []
+    for seed in run.seeds:
+        for name, greedy in (("greedy", True), ("sampled", False)):
+            values = measure(run.system, run.controller(greedy, seed), keys)
+            found.append((method, seed, name, {metric: Summary.of(values[metric]) for metric in METRICS}))
+    baselines = evaluate_baselines(run.system, ["best-constant-pair", "best-constant", "random"], EPISODES, seed=1)
+    found += [("", "", name, table) for name, table in baselines.items()]
+    return [
+        {"system": task.system, "steps": run.env_steps, "method": method, "seed": seed, "controller": name}
+        | {metric: f"{table[metric].mean:.4g}" for metric in METRICS}
+        for method, seed, name, table in found
+    ]
+
+
+def record(new: list[dict[str, object]]) -> None:
+    """Replace the rows of the same task, budget and method in the results."""
+    keys = ("system", "steps", "method", "controller")
+    fresh = {tuple(str(row[key]) for key in keys) for row in new}
+    old = list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
+    kept = [row for row in old if tuple(row[key] for key in keys) not in fresh]
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(new[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept + new)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a twentieth of the budget, to see that it runs")
+    parser.add_argument("--methods", nargs="+", default=["dppo"])
+    arguments = parser.parse_args()
+    runs = []
+    for task in TASKS:
+        for method in arguments.methods:
+            run = trained(task, method, task.steps // (20 if arguments.quick else 1))
+            table = rows(run, task, method)
+            if not arguments.quick:
+                record(table)
+            returns = [float(row["return"]) for row in table if row["controller"] == "greedy"]
+            passed = sum(value >= task.target for value in returns)
+            print(f"{task.system} {method}: return {returns}, target {task.target}: {passed} of {len(returns)} seeds")
+            runs.append(run.path)
+    print(learning_curves(runs, ROOT / "docs" / "results" / "platoon_learning.png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""How fast does it train, and how long until the first iteration?
+
+Prints a table: steps per second after compilation, the median of several repetitions, at the network sizes and
+gradient work of the published implementation and at khop's defaults, and the time from an empty process to the first
+finished iteration.
+
+    .venv/bin/python benchmarks/platoon_speed.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+import khop
+from khop.methods import METHODS, Method
+from khop.training import Training
+
+REFERENCE_STEPS_PER_S = 536  # DPPO on Catch-up, published implementation, 2 idle cores: 600-step episodes, 10 passes
+SETTINGS: dict[str, Method] = {
+    "as the reference: 64-64, 10 full passes": dataclasses.replace(
+        METHODS["dppo"], hidden=(64, 64), learner=dataclasses.replace(METHODS["dppo"].learner, epochs=10, minibatches=1)
+    ),
+    "defaults": METHODS["dppo"],
+    "defaults, shared weights": dataclasses.replace(METHODS["dppo"], share=True),
+}
+
+
+def steps_per_second(method: Method, repetitions: int = 7, iterations: int = 8) -> float:
+    """Real environment steps per second of one seed, after compilation."""
+    training = Training(khop.make("platoon-catchup"), method, steps=10**9)
+    state = training.init_seeds([0])
+    iterate = training.compiled()
+    jax.block_until_ready(iterate(state))
+    rates = []
+    for _ in range(repetitions):
+        started = time.perf_counter()
+        for _ in range(iterations):
+            state, metrics = iterate(state)
+        jax.block_until_ready(metrics)
+        rates.append(iterations * training.steps_per_iteration / (time.perf_counter() - started))
+    return statistics.median(rates)
+
+
+def seconds_to_first_iteration(repetitions: int = 3) -> float:
+    """From starting ``khop train`` to the first row of its metrics."""
+    found = []
+    for _ in range(repetitions):
+        with tempfile.TemporaryDirectory() as folder:
+            metrics = Path(folder) / "run" / "metrics.csv"
+            command = [
+                sys.executable,
+                "-m",
+                "khop.cli",
+                "train",
+                "platoon-catchup",
+                "dppo",
+                "--out",
+                str(metrics.parent),
+            ]
+            started = time.perf_counter()
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            while not metrics.exists():
+                time.sleep(0.01)
+            found.append(time.perf_counter() - started)
+            process.kill()
+            process.wait()
+    return statistics.median(found)
+
+
+def main() -> None:
+    table = Table("setting", "env-steps/s", "agent-steps/s", "÷ published", title=f"{os.cpu_count()} cores")
+    for name, method in SETTINGS.items():
+        rate = steps_per_second(method)
+        table.add_row(name, f"{rate:,.0f}", f"{8 * rate:,.0f}", f"{rate / REFERENCE_STEPS_PER_S:.1f}")
+    console = Console()
+    console.print(table)
+    console.print(f"khop train to first finished iteration: {seconds_to_first_iteration():.1f} s")
+
+
+if __name__ == "__main__":
+    main()
