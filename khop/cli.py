@@ -324,7 +324,6 @@ class _Bar:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:,.0f} / {task.total:,.0f} steps"),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
@@ -351,12 +350,13 @@ class _Bar:
             self._tensorboard.write(progress.env_steps, progress.metrics)
         done = progress.env_steps >= progress.total
         rate = progress.env_steps * len(progress.metrics["return"]) / progress.wall_s
+        mean_return = progress.metrics["return"].mean()
         self._progress.update(
             self._task,
             description="evaluating" if done else "training",
             completed=progress.env_steps,
             total=max(progress.total, progress.env_steps),
-            note=f"return {progress.metrics['return'].mean():.1f}   {rate:,.0f} steps/s",
+            note=f"{progress.env_steps:,} of {progress.total:,} steps   {rate:,.0f}/s   return {mean_return:.1f}",
         )
 
 

@@ -54,9 +54,10 @@ class Training:
         valuing = topology.neighbourhood(kappa_critic)
         actors = Actors(spec, acting, method.hidden, method.share, key=actor_key)
         critics = Critics(spec, valuing, method.hidden, method.share, key=critic_key)
-        return TrainingState(
-            key, jnp.zeros((), int), self.world.init(world_key, actors), method.learner.init(actors, critics)
-        )
+        learner = method.learner.init(actors, critics)
+        state = TrainingState(key, jnp.zeros((), int), self.world.init(world_key, actors), learner)
+        # Without weak types: otherwise the second iteration, whose input has none, would be compiled once more.
+        return jax.tree.map(lambda leaf: leaf.astype(leaf.dtype) if eqx.is_array(leaf) else leaf, state)
 
     def iterate(self, state: TrainingState) -> tuple[TrainingState, dict[str, Array]]:
         """Collect one batch of real experience and learn from it.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from khop.agents.distribution import BoundedNormal, Categorical, Distribution
-from khop.agents.stacked import Stacked, mlp
+from khop.agents.stacked import Stacked, leading, mlp
 from khop.system import ContinuousActions, DiscreteActions, Spec
 from khop.topology import Neighbourhood
 
@@ -68,6 +68,18 @@ class Critics(eqx.Module):
     def __call__(self, obs: Float[Array, "*batch n d"]) -> Float[Array, "*batch n"]:
         """Every agent's value."""
         return self.networks(seen(self.neighbourhood, obs))[..., 0]
+
+    def rescaled(self, factor: Float[Array, " n"]) -> Critics:
+        """Critics whose every output is ``factor`` times what it was, by way of the last layer alone."""
+        factor = factor.mean() if self.networks.share else factor
+
+        def last(critics: Critics) -> tuple[Array, Array]:
+            layer = critics.networks.network.layers[-1]
+            return layer.weight, layer.bias
+
+        weight, bias = last(self)
+        scaled = (weight * leading(factor, weight), bias * leading(factor, bias))
+        return eqx.tree_at(last, self, scaled)
 
 
 def seen(neighbourhood: Neighbourhood, obs: Float[Array, "*batch n d"]) -> Float[Array, "*batch n Kd"]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 
@@ -16,12 +17,10 @@ class Stacked(eqx.Module):
     Every parameter leaf leads with n. With ``share`` there is one set of parameters, without that axis, for all.
     """
 
-    network: Callable[[Array], Array]  # a module
+    network: eqx.nn.Sequential
     share: bool = eqx.field(static=True)
 
-    def __init__(
-        self, build: Callable[[PRNGKeyArray], Callable[[Array], Array]], n: int, share: bool, *, key: PRNGKeyArray
-    ):
+    def __init__(self, build: Callable[[PRNGKeyArray], eqx.nn.Sequential], n: int, share: bool, *, key: PRNGKeyArray):
         self.share = share
         self.network = build(key) if share else eqx.filter_vmap(build)(jax.random.split(key, n))
 
@@ -43,12 +42,19 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int, gain: float, *, key:
     machines of few cores.
     """
     sizes = (inputs, *hidden, outputs)
+    shapes = list(zip(sizes[1:], sizes[:-1], strict=True))
+    gains = [*[1.0] * len(hidden), gain]
+    ends = np.cumsum([rows * columns for rows, columns in shapes])
+    drawn = jax.random.truncated_normal(key, -2, 2, (int(ends[-1]),))  # all at once: every draw costs compile time
     layers: list[Callable] = []
-    for depth, layer_key in enumerate(jax.random.split(key, len(sizes) - 1)):
-        rows, columns = sizes[depth + 1], sizes[depth]
-        scale = (gain if depth == len(hidden) else 1.0) / columns**0.5
-        weight = scale * jax.random.truncated_normal(layer_key, -2, 2, (rows, columns))
-        linear = eqx.nn.Linear(columns, rows, key=layer_key)
+    for flat, (rows, columns), scale in zip(jnp.split(drawn, ends[:-1]), shapes, gains, strict=True):
+        weight = flat.reshape(rows, columns) * (scale / columns**0.5)
+        linear = eqx.nn.Linear(columns, rows, key=key)
         layers.append(eqx.tree_at(lambda layer: (layer.weight, layer.bias), linear, (weight, jnp.zeros(rows))))
         layers.append(eqx.nn.Lambda(jnp.tanh))
     return eqx.nn.Sequential(layers[:-1])
+
+
+def leading(per_agent: Float[Array, "*n"], leaf: Array) -> Array:
+    """A per-agent array (or one number for all) shaped to multiply a parameter leaf that leads with n."""
+    return per_agent.reshape(per_agent.shape + (1,) * (leaf.ndim - per_agent.ndim))

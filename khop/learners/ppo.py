@@ -21,6 +21,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from khop.agents.policies import Actors, Critics
+from khop.agents.stacked import leading
 from khop.errors import InputError
 from khop.learners.losses import clipped_surrogate, divergence, squared_error, standardised
 from khop.trajectory import Trajectory, generalised_advantages
@@ -38,16 +39,19 @@ class ValueScale(eqx.Module):
     def initial(cls, n: int) -> ValueScale:
         return cls(jnp.zeros(n), jnp.zeros(()))
 
-    def updated(self, target: Float[Array, "*batch n"]) -> ValueScale:
-        """Forget a little and add one batch of targets."""
+    def updated(self, target: Float[Array, "*batch n"], share: bool) -> ValueScale:
+        """Forget a little and add one batch of targets; agents that share weights share the scale."""
         square = jnp.square(target).mean(tuple(range(target.ndim - 1)))
+        square = jnp.full_like(square, square.mean()) if share else square
         memory = SCALE_MEMORY
         return ValueScale(memory * self.mean_square + (1 - memory) * square, memory * self.weight + 1 - memory)
 
     @property
     def value(self) -> Float[Array, " n"]:
         """The scale, 1 before the first batch."""
-        return jnp.where(self.weight > 0, jnp.sqrt(self.mean_square / jnp.maximum(self.weight, 1e-8)), 1.0) + 1e-8
+        known = self.weight > 0
+        size = jnp.sqrt(self.mean_square / jnp.where(known, self.weight, 1.0))
+        return jnp.where(known, jnp.maximum(size, 1e-6), 1.0)
 
 
 class LearnerState(eqx.Module):
@@ -164,10 +168,11 @@ class PPO:
             self.trace,
         )
         target = advantage + value
-        new_scale = state.value_scale.updated(target)
-        state = eqx.tree_at(lambda s: s.value_scale, state, new_scale)
+        new = state.value_scale.updated(target, state.critics.networks.share)
+        critics = state.critics.rescaled(scale / new.value)  # the values stay what they are (van Hasselt et al. 2016)
+        state = eqx.tree_at(lambda s: (s.critics, s.value_scale), state, (critics, new))
         shared = standardised(state.critics.neighbourhood.mean(advantage))
-        samples = Samples(trajectory.obs, trajectory.action, trajectory.log_prob, shared, target / new_scale.value)
+        samples = Samples(trajectory.obs, trajectory.action, trajectory.log_prob, shared, target / new.value)
         samples = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), samples)
         return state, jax.lax.stop_gradient(samples)
 
@@ -218,7 +223,7 @@ class PPO:
             learning = learning.any()
         direction: PyTree = _clipped(gradient, self.max_gradient_norm, agents.networks.share)
         updates, new_moments = ADAM.update(direction, moments)
-        updates = jax.tree.map(lambda leaf: jnp.where(_leading(learning, leaf), -rate * leaf, 0), updates)
+        updates = jax.tree.map(lambda leaf: jnp.where(leading(learning, leaf), -rate * leaf, 0), updates)
         return eqx.apply_updates(agents, updates), new_moments
 
 
@@ -235,12 +240,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "max_gradient_norm": (0, 1e30),
 }
 ADAM = optax.scale_by_adam(eps=1e-5)
-SCALE_MEMORY = 0.8  # per batch; values shrink a thousandfold once agents stop crashing, and the scale must follow
-
-
-def _leading(per_agent: Array, leaf: Array) -> Array:
-    """A per-agent array shaped to multiply a parameter leaf that leads with n."""
-    return per_agent.reshape(per_agent.shape + (1,) * (leaf.ndim - per_agent.ndim))
+SCALE_MEMORY = 0.8  # per batch; the scale must follow when agents stop failing and values shrink a thousandfold
 
 
 def _clipped(gradient: PyTree, max_norm: float, share: bool) -> PyTree:
@@ -248,7 +248,7 @@ def _clipped(gradient: PyTree, max_norm: float, share: bool) -> PyTree:
     squares = [jnp.square(leaf) for leaf in jax.tree.leaves(gradient)]
     norm = jnp.sqrt(sum(square.sum() if share else square.sum(tuple(range(1, square.ndim))) for square in squares))
     factor = jnp.minimum(1.0, max_norm / (norm + 1e-8))
-    return jax.tree.map(lambda leaf: leaf * _leading(factor, leaf), gradient)
+    return jax.tree.map(lambda leaf: leaf * leading(factor, leaf), gradient)
 
 
 def _agreed(kl: Float[Array, " n"], agents: Actors) -> Float[Array, " n"]:
