@@ -73,7 +73,7 @@ class Critics(eqx.Module):
         """Critics whose every output is ``factor`` times what it was, by way of the last layer alone."""
         factor = factor.mean() if self.networks.share else factor
 
-        def last(critics: Critics) -> tuple[Array, Array]:
+        def last(critics: Critics) -> tuple:
             layer = critics.networks.network.layers[-1]
             return layer.weight, layer.bias
 

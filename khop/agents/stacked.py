@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 
 class Stacked(eqx.Module):
@@ -55,6 +55,6 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int, gain: float, *, key:
     return eqx.nn.Sequential(layers[:-1])
 
 
-def leading(per_agent: Float[Array, "*n"], leaf: Array) -> Array:
+def leading(per_agent: Shaped[Array, "*n"], leaf: Array) -> Array:
     """A per-agent array (or one number for all) shaped to multiply a parameter leaf that leads with n."""
     return per_agent.reshape(per_agent.shape + (1,) * (leaf.ndim - per_agent.ndim))

@@ -1,0 +1,247 @@
+"""What PPO promises each agent: its neighbours' advantages, its own step, its own stop."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import with_random_weights
+
+from khop.agents.policies import Actors, Critics
+from khop.learners.ppo import ADAM, PPO, LearnerState, Samples
+from khop.system import DiscreteActions, Spec
+from khop.topology import Topology
+from khop.trajectory import Trajectory
+
+N, T, B, D = 4, 8, 3, 2
+LINE = Topology.line(N)
+SPEC = Spec(
+    n=N,
+    observation_sizes=np.full(N, D),
+    observation_names=("x", "y"),
+    observation_units=("1", "1"),
+    action=DiscreteActions(np.array([2, 3, 3, 2]), ("a", "b", "c")),
+    horizon=T,
+    control_interval_s=1.0,
+    metrics={"return": "1"},
+)
+# A target so small that every step but the first would exceed it.
+ONE_STEP = PPO(epochs=1, minibatches=1, entropy=0.0, anneal=False, actor_learning_rate=0.02, target_kl=1e-7)
+
+
+def learner_state(learner: PPO, share: bool = False) -> LearnerState:
+    hood = LINE.neighbourhood(1)
+    actors = with_random_weights(lambda key: Actors(SPEC, hood, (8,), share, key=key), 1)
+    critics = with_random_weights(lambda key: Critics(SPEC, hood, (8,), share, key=key), 2)
+    actors, critics = (jax.tree.map(lambda x: x / 3 if eqx.is_array(x) else x, agents) for agents in (actors, critics))
+    return learner.init(actors, critics)
+
+
+def experience(state: LearnerState, steps: int = T, rows: int = B) -> Trajectory:
+    """Random moments, with actions that the actors really took."""
+    random = np.random.default_rng(3)
+    obs, next_obs = jnp.asarray(random.normal(size=(2, steps, rows, N, D)), jnp.float32)
+    _, distribution = state.actors((), obs)
+    action = distribution.sample(jax.random.key(4))
+    return Trajectory(
+        obs=obs,
+        action=action,
+        log_prob=distribution.log_prob(action),
+        reward=jnp.asarray(random.normal(size=(steps, rows, N)), jnp.float32),
+        terminated=jnp.zeros((steps, rows, N), bool),
+        truncated=jnp.zeros((steps, rows), bool),
+        next_obs=next_obs,
+        carry=(),
+    )
+
+
+def with_constant_values(state: LearnerState, value: float) -> LearnerState:
+    critics = jax.tree.map(lambda x: 0 * x if eqx.is_array(x) else x, state.critics)
+    critics = eqx.tree_at(lambda c: c.networks.network.layers[-1].bias, critics, jnp.full((N, 1), value))
+    return eqx.tree_at(lambda s: s.critics, state, critics)
+
+
+@eqx.filter_jit
+def updated(learner: PPO, state: LearnerState, trajectory: Trajectory) -> tuple[LearnerState, dict]:
+    return learner.update(jax.random.key(5), state, trajectory, jnp.ones(()))
+
+
+@eqx.filter_jit
+def prepared(learner: PPO, state: LearnerState, trajectory: Trajectory) -> Samples:
+    return learner.prepare(state, trajectory)[1]
+
+
+def moved(before: Actors | Critics, after: Actors | Critics) -> np.ndarray:
+    """(n,): how far each agent's parameters are from where they were."""
+    pairs = zip(*(jax.tree.leaves(eqx.filter(agents, eqx.is_array)) for agents in (before, after)), strict=True)
+    return np.max([abs(np.asarray(b - a)).reshape(N, -1).max(-1) for a, b in pairs if a.size], axis=0)
+
+
+# Advantages and targets
+
+
+def test_advantages_are_averaged_over_neighbours_and_standardised() -> None:
+    """With values of 0 and λ = 0 the advantage is the reward. On the line, κ = 1:
+
+    agent 0 averages 0 and 1:     (8, 0, 0, 0) / 2             → (3, −1, −1, −1) / √3
+    agent 1 averages 0, 1 and 2:  (8, 0, 0, 4) / 3, mean 1     → (5/3, −1, −1, 1/3) / √(44/36)
+    agent 2 averages 1, 2 and 3:  (0, 0, 0, 4) / 3             → (−1, −1, −1, 3) / √3
+    agent 3 averages 2 and 3:     (0, 0, 0, 4) / 2             → (−1, −1, −1, 3) / √3
+    """
+    state = with_constant_values(learner_state(ONE_STEP), 0.0)
+    trajectory = experience(state, steps=4, rows=1)
+    reward = jnp.zeros((4, 1, N)).at[0, 0, 0].set(8.0).at[3, 0, 2].set(4.0)
+    trajectory = eqx.tree_at(lambda t: t.reward, trajectory, reward)
+    samples = prepared(dataclasses.replace(ONE_STEP, trace=0.0), state, trajectory)
+    expected = np.array([[3, 5 / 3, -1, -1], [-1, -1, -1, -1], [-1, -1, -1, -1], [-1, 1 / 3, 3, 3]])
+    expected /= np.sqrt([3, 44 / 36, 3, 3])
+    np.testing.assert_allclose(samples.advantage, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_truncation_bootstraps_and_termination_does_not() -> None:
+    """A reward of 3 and values of 10, γ = 0.9: targets of 12, 12 and 3; what comes after an end does not matter."""
+    learner = dataclasses.replace(ONE_STEP, discount=0.9, trace=0.5)
+    state = with_constant_values(learner_state(learner), 10.0)
+    trajectory = experience(state, steps=2)
+    reward = jnp.stack([jnp.full((B, N), 3.0), jnp.full((B, N), 1000.0).at[0].set(1.0)])  # 1 + 0.9·10 = 10: no surprise
+    truncated = jnp.zeros((2, B), bool).at[0, 1].set(True)
+    terminated = jnp.zeros((2, B, N), bool).at[0, 2].set(True)
+    trajectory = eqx.tree_at(
+        lambda t: (t.reward, t.truncated, t.terminated), trajectory, (reward, truncated, terminated)
+    )
+    samples = prepared(learner, state, trajectory)
+    target = samples.target.reshape(2, B, N)[0]
+    np.testing.assert_allclose(target / target[:1], np.array([12, 12, 3])[:, None] / 12 * np.ones(N), rtol=1e-4)
+
+
+def test_no_gradient_flows_into_advantages_and_targets() -> None:
+    state = learner_state(ONE_STEP)
+    trajectory = experience(state)
+
+    def total(critics: Critics) -> jax.Array:
+        samples = prepared(ONE_STEP, eqx.tree_at(lambda s: s.critics, state, critics), trajectory)
+        return (samples.target**2).sum() + (samples.advantage**3).sum()
+
+    for leaf in jax.tree.leaves(eqx.filter_grad(total)(state.critics)):
+        assert np.all(leaf == 0)
+
+
+def test_a_reward_reaches_the_policies_of_its_neighbours_and_the_critic_of_its_own_agent() -> None:
+    """Agent 3's rewards: policies 2 and 3 within one hop, critic 3."""
+    state = learner_state(ONE_STEP)
+    trajectory = experience(state)
+    other = eqx.tree_at(lambda t: t.reward, trajectory, trajectory.reward.at[..., 3].multiply(-1.0))
+    after, otherwise = (updated(ONE_STEP, state, each)[0] for each in (trajectory, other))
+    np.testing.assert_array_equal(moved(after.actors, otherwise.actors) > 1e-6, [False, False, True, True])
+    np.testing.assert_array_equal(moved(after.critics, otherwise.critics) > 1e-6, [False, False, False, True])
+
+
+def test_policies_come_to_prefer_what_pays() -> None:
+    """Each agent for itself: agent i is paid for action i mod 2."""
+    learner = dataclasses.replace(ONE_STEP, epochs=10, target_kl=10.0, trace=0.0, discount=0.0)
+    state = learner_state(learner)
+    critics = Critics(SPEC, LINE.neighbourhood(0), (8,), False, key=jax.random.key(0))  # averages nobody else's
+    state = learner.init(state.actors, critics)
+    trajectory = experience(state, steps=32)
+    paid = jnp.arange(N) % 2
+    trajectory = eqx.tree_at(lambda t: t.reward, trajectory, (trajectory.action == paid).astype(float))
+    after, _ = updated(learner, state, trajectory)
+    before, now = (
+        np.exp(s.actors((), trajectory.obs)[1].log_prob(jnp.broadcast_to(paid, trajectory.action.shape))).mean((0, 1))
+        for s in (state, after)
+    )
+    assert np.all(now > before + 0.05)
+
+
+# Steps
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_the_kl_stop_stops_policies_and_lets_critics_learn_on(share: bool) -> None:
+    often = dataclasses.replace(ONE_STEP, epochs=6)
+    state = learner_state(ONE_STEP, share)
+    trajectory = experience(state)
+    (first, at_first), (sixth, at_sixth) = (updated(learner, state, trajectory) for learner in (ONE_STEP, often))
+
+    def distance(before: Actors | Critics, after: Actors | Critics) -> float:
+        pairs = zip(*(jax.tree.leaves(eqx.filter(x, eqx.is_array)) for x in (before, after)), strict=True)
+        return max(float(abs(a - b).max()) for a, b in pairs if a.size)
+
+    assert distance(state.actors, first.actors) > 0.01
+    assert distance(first.actors, sixth.actors) < 1e-4
+    assert distance(first.critics, sixth.critics) > 1e-3
+    assert (at_first["stopped"], at_sixth["stopped"]) == (0, 1)
+
+
+def test_the_kl_stop_of_one_agent_stops_no_other() -> None:
+    """Agent 1's policy is far from the one that acted: it alone stands still."""
+    state = learner_state(ONE_STEP)
+    trajectory = experience(state)
+    strayed = eqx.tree_at(lambda t: t.log_prob, trajectory, trajectory.log_prob.at[..., 1].add(1.0))
+    after, _ = updated(ONE_STEP, state, trajectory)
+    otherwise, metrics = updated(ONE_STEP, state, strayed)
+    np.testing.assert_array_equal(moved(state.actors, after.actors) > 0.01, [True, True, True, True])
+    np.testing.assert_array_equal(moved(after.actors, otherwise.actors) > 1e-6, [False, True, False, False])
+    assert moved(state.actors, otherwise.actors)[1] == 0
+    assert np.all(moved(after.critics, otherwise.critics) < 1e-6)
+    assert metrics["stopped"] == 0.25
+
+
+def test_agents_that_share_weights_stop_together() -> None:
+    state = learner_state(ONE_STEP, share=True)
+    trajectory = experience(state)
+    strayed = eqx.tree_at(lambda t: t.log_prob, trajectory, trajectory.log_prob.at[..., 1].add(1.0))
+    after, metrics = updated(ONE_STEP, state, strayed)
+    assert eqx.tree_equal(after.actors, state.actors)
+    assert metrics["stopped"] == 1
+
+
+def test_each_agents_gradient_is_clipped_by_its_own_norm() -> None:
+    """Agent 0's is huge, agent 1's too large, agents 2 and 3 stay as they are."""
+    learner = dataclasses.replace(ONE_STEP, max_gradient_norm=0.5)
+    actors = eqx.filter(learner_state(learner).actors, eqx.is_inexact_array)
+    count = sum(leaf[0].size for leaf in jax.tree.leaves(actors))
+    norms = np.array([1e6, 2.0, 0.3, 1e-3])
+    gradient = jax.tree.map(
+        lambda leaf: jnp.broadcast_to((norms / count**0.5).reshape(N, *[1] * (leaf.ndim - 1)), leaf.shape), actors
+    )
+    moments = ADAM.init(actors)
+    _, after = learner.descend(learner_state(learner).actors, gradient, moments, jnp.ones(()), jnp.ones(N, bool))
+    squares = sum(np.square(leaf).reshape(N, -1).sum(-1) for leaf in jax.tree.leaves(after.mu))
+    clipped = np.sqrt(squares) / 0.1  # Adam's first moment is a tenth of the first gradient
+    np.testing.assert_allclose(clipped, [0.5, 0.5, 0.3, 1e-3], rtol=1e-4)
+
+
+def test_a_huge_gradient_leaves_the_other_agents_steps_alone() -> None:
+    state = learner_state(ONE_STEP)
+    gradient = jax.tree.map(lambda leaf: 1e-4 * jnp.ones_like(leaf), eqx.filter(state.actors, eqx.is_inexact_array))
+    huge = jax.tree.map(lambda leaf: leaf.at[0].set(1e6), gradient)
+    everyone = jnp.ones(N, bool)
+    calm, wild = (
+        ONE_STEP.descend(state.actors, each, state.actor_moments, jnp.asarray(0.1), everyone)[0]
+        for each in (gradient, huge)
+    )
+    assert moved(state.actors, calm).min() > 0.05
+    assert np.all(moved(calm, wild)[1:] == 0)
+
+
+def test_the_reported_entropy_is_the_entropy() -> None:
+    state = learner_state(ONE_STEP)
+    trajectory = experience(state)
+    log_prob = np.asarray(state.actors((), trajectory.obs)[1].log_probs, float)
+    expected = -(np.exp(log_prob) * log_prob).sum(-1).mean()
+    _, metrics = updated(ONE_STEP, state, trajectory)
+    np.testing.assert_allclose(metrics["entropy"], expected, rtol=1e-5)
+
+
+def test_the_entropy_bonus_raises_the_entropy() -> None:
+    """Where nothing else pays."""
+    learner = dataclasses.replace(ONE_STEP, entropy=1.0)
+    state = learner_state(learner)
+    trajectory = eqx.tree_at(lambda t: t.reward, experience(state), jnp.zeros((T, B, N)))
+    state = with_constant_values(state, 0.0)
+    after, _ = updated(learner, state, trajectory)
+    before, now = (s.actors((), trajectory.obs)[1].entropy().mean((0, 1)) for s in (state, after))
+    assert np.all(now > before)
