@@ -144,15 +144,16 @@ def info(arguments: Arguments) -> None:
     facts.add_row("graph", ", ".join(f"{name} {value:g}" for name, value in topology.statistics().items() if value))
     console.print(facts)
     costs = RichTable("κ", "scalars per agent and step", "share of centralised", title="Messages to act on κ hops")
+    sizes = spec.observation_sizes.astype(float)
     kappas: list[Kappa] = [0, 1, 2, 3, 4, "all"]
     for kappa in kappas:
-        cost = topology.message_cost(kappa, spec.observation_sizes.astype(float))
+        cost = topology.message_cost(kappa, sizes)
         costs.add_row(str(kappa), f"{cost.per_agent:.2f}", f"{cost.share:.1%}")
     console.print(costs)
     if options.figure:
         from khop.report.graph import draw_topology
 
-        console.print(f"Graph drawn to {draw_topology(topology, name_of(system), options.figure)}")
+        console.print(f"Graph drawn to {draw_topology(topology, name_of(system), options.figure, sizes)}")
 
 
 def baselines(arguments: Arguments) -> None:

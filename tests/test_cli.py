@@ -10,13 +10,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from toys import TOYS
 
 import khop
-from khop import experiment
+from khop import experiment, system
 from khop.cli import COMMANDS, main
 from khop.experiment import Diverged, Progress, Stopped
 from khop.run import EVALUATION, METRICS, RunFolder
@@ -25,6 +28,25 @@ SIZES = ["--vehicles", "3", "--horizon", "50", "--hidden", "8", "--environments"
 TRAIN = ["train", "platoon-catchup", "dppo", *SIZES, "--minibatches", "2", "--episodes", "2", "--steps", "2560"]
 ITERATION, LAST = 128, 2560  # environment steps; each iteration ends in an evaluation and a checkpoint
 METRIC_NAMES = {"return", "collision_rate", "headway_rmse", "speed_rmse", "settling_time"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each program is compiled once for all runs and processes of this file (but for one, which must not matter)."""
+    cache = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in cache}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cache.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True)
@@ -110,8 +132,8 @@ def begin(folder: Path, reached: Callable[[Path], bool]) -> subprocess.Popen[str
     return process
 
 
-def succeed(*arguments: str | Path) -> str:
-    done = subprocess.run(command(*arguments), capture_output=True, text=True)
+def succeed(*arguments: str | Path, **environment: str) -> str:
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, env=os.environ | environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -126,7 +148,7 @@ def test_a_run_from_beginning_to_end(tmp_path: Path, uninterrupted: Path) -> Non
     assert f"continue with `khop resume {folder}`" in complaint
     assert 0 < khop.load(folder).env_steps < LAST
 
-    shown = succeed("resume", folder)
+    shown = succeed("resume", folder, JAX_ENABLE_COMPILATION_CACHE="false", COLUMNS="200")
     for name in ("learned", "learned-sampled", "random", "best-constant-pair", str(folder)):
         assert name in shown
     assert_same_run(folder, uninterrupted)
@@ -169,10 +191,12 @@ def train_rooms(folder: Path, **others: object) -> khop.Run:
     return khop.train("toy-rooms", "dppo", out=folder, episodes=2, **{**settings, **others})
 
 
-@pytest.fixture
-def rooms(registered_toys: list[str], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a whole run on a system with noise, terminations and continuous actions; two seeds."""
-    return train_rooms(tmp_path / "whole").path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(system._REGISTRY, "toy-rooms", TOYS["toy-rooms"])
+        yield train_rooms(tmp_path_factory.mktemp("rooms") / "whole").path
 
 
 def test_stopping_anywhere_and_resuming_changes_nothing(rooms: Path, tmp_path: Path) -> None:
@@ -198,7 +222,7 @@ def test_a_second_interrupt_stops_at_once_and_loses_only_the_iteration(rooms: Pa
     assert_same_run(folder, rooms)
 
 
-def test_a_larger_budget_trains_further(registered_toys: list[str], tmp_path: Path) -> None:
+def test_a_larger_budget_trains_further(rooms: Path, tmp_path: Path) -> None:
     """Without annealing, to the same weights as with that budget from the start."""
     short = train_rooms(tmp_path / "short", steps=160, anneal=False)
     longer = khop.resume(short.path, steps=320)

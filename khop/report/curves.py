@@ -46,7 +46,9 @@ def learning_curves(runs: Sequence[str | Path], out: str | Path) -> Path:
     lines = read_lines(runs)
     systems = [line.config["system"] for line in lines]
     columns = [system for index, system in enumerate(systems) if system not in systems[:index]]
-    titles = distinct([system["name"] for system in columns], [system["parameters"] for system in columns], [""] * len(columns))
+    titles = distinct(
+        [system["name"] for system in columns], [system["parameters"] for system in columns], [""] * len(columns)
+    )
     shown = [name for name in DIAGNOSTICS if any(line.diagnostic(name) for line in lines)]
     with styled():
         figure = Figure(figsize=(1 + 5.8 * len(columns), 3.6 + 1.3 * len(shown)))
@@ -98,7 +100,9 @@ def _draw(axes: Axes, series: Series, colour: str, width: float = 1.6) -> list[L
 def _finish_returns(axes: Axes, lines: list[Line]) -> None:
     """Scale, baselines, and what stands at the right edge."""
     final = [line.returns(LEARNED).mean[-1] for line in lines]
-    everything = np.concatenate([line.returns(name).mean for line in lines for name in (LEARNED, SAMPLED) if line.has(name)])
+    everything = np.concatenate(
+        [line.returns(name).mean for line in lines for name in (LEARNED, SAMPLED) if line.has(name)]
+    )
     baselines = {name: value for line in lines for name, value in line.baselines.items()}
     chosen = _best(baselines)
     threshold = _threshold(everything, np.array([*final, *list(chosen.values())[:1]]))
@@ -178,7 +182,10 @@ def _label_right_edge(axes: Axes, values: list[float], texts: list[str], colours
 def _legend(axes: Axes, handles: list[Line2D], lines: list[Line]) -> None:
     """Below the column, where it hides nothing."""
     if any(line.has(SAMPLED) for line in lines):
-        handles = [*handles, Line2D([], [], color=MUTED, linewidth=0.9, linestyle=(0, (5, 2.5)), label="sampling its actions")]
+        handles = [
+            *handles,
+            Line2D([], [], color=MUTED, linewidth=0.9, linestyle=(0, (5, 2.5)), label="sampling its actions"),
+        ]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.02, -0.45), ncols=2, borderaxespad=0)
 
 

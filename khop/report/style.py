@@ -51,7 +51,7 @@ def styled() -> Iterator[None]:
     """Figures made and saved inside look like khop's; matplotlib's own settings are as before afterwards."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's matplotlibrc, or a notebook's, has no say
-        matplotlib.rcParams.update(STYLE)
+        matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
         yield
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import functools
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -20,6 +21,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from khop.errors import InputError
 from khop.system import Controller, DiscreteActions, Episode, Spec, Step, System, register
 from khop.topology import Topology
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INTERVAL = 0.1  # s, between two actions
 TARGET_HEADWAY = 20.0  # m
@@ -216,6 +220,12 @@ class Platoon(System):
             "speed_rmse": jnp.sqrt(jnp.mean(speed_error**2)),
             "settling_time": last_unsettled * INTERVAL,
         }
+
+    def render(self, episodes: dict[str, Episode]) -> Figure:
+        """Headway, speed and acceleration over time, one column per controller."""
+        from khop.systems.platoon_figure import platoon_figure  # importing matplotlib takes a second
+
+        return platoon_figure(episodes, INTERVAL, {"headway": TARGET_HEADWAY, "speed": TARGET_SPEED})
 
     def baseline(self, name: str) -> Controller:
         """Constant controllers.

@@ -71,16 +71,43 @@ def test_divergence_is_never_negative(pairs: list[tuple[float, float]]) -> None:
 
 
 def test_standardised() -> None:
-    """Agent 0: 0, 0, 0, 4 has mean 1 and standard deviation √3. Agent 1: 1, 2, 3, 4 has 2½ and √1¼."""
-    result = standardised(columns((0.0, 1.0), (0.0, 2.0), (0.0, 3.0), (4.0, 4.0)))
-    expected = np.array([[-1, -1.5], [-1, -0.5], [-1, 0.5], [3, 1.5]]) / np.sqrt([3, 1.25])
-    np.testing.assert_allclose(result, expected, rtol=1e-5)
+    """0, 1, …, 20 has mean 10 and a middle 90 % from 1 to 19, that is 18 / 3.29 standard deviations of a normal."""
+    count = jnp.arange(21.0)
+    result = standardised(jnp.stack([count, 5 - 100 * count], axis=-1))
+    expected = (np.arange(21) - 10) * 3.29 / 18
+    np.testing.assert_allclose(result, np.stack([expected, -expected], axis=-1), rtol=1e-3)
+
+
+def test_standardised_makes_normal_samples_standard_normal() -> None:
+    samples = np.random.default_rng(0).normal(size=(5000, 2))
+    result = np.asarray(standardised(jnp.asarray(3 + samples * [0.01, 1000], jnp.float32)))
+    np.testing.assert_allclose(result.mean(0), 0, atol=0.05)
+    np.testing.assert_allclose(result.std(0), 1, atol=0.05)
 
 
 def test_standardised_takes_all_leading_axes_together() -> None:
     batch = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 2)), jnp.float32)
     flat = standardised(batch.reshape(12, 2))
     np.testing.assert_allclose(standardised(batch), flat.reshape(4, 3, 2), rtol=1e-5, atol=1e-6)
+
+
+def test_one_failure_does_not_drown_ordinary_decisions() -> None:
+    """Of 2000 samples, 20 cost a thousand times what the others are about; those keep their differences."""
+    ordinary = np.random.default_rng(1).normal(size=2000)
+    failing = ordinary.copy()
+    failing[:20] = -1000
+    result = np.asarray(standardised(jnp.asarray(np.stack([ordinary, failing], axis=-1), jnp.float32)))
+    without, beside = result[20:].T
+    assert 0.8 < beside.std() / without.std() < 1.2
+    assert abs(beside.mean()) < 0.5
+    assert np.all(result[:20, 1] < -2)
+
+
+def test_rare_rewards_leave_the_rest_unremarkable() -> None:
+    """Of 200 samples, 4 are rewarded: they stand out, and what earned nothing stays near nothing."""
+    rare = standardised(jnp.zeros((200, 1)).at[:4].set(1.0))[:, 0]
+    assert np.all(rare[:4] > 1)
+    assert np.all(abs(rare[4:]) < 0.5)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1000.1, 123456.7])

@@ -6,11 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from toys import with_random_weights
 
 from khop.agents.policies import Actors, Critics
-from khop.learners.ppo import ADAM, PPO, LearnerState, Samples
+from khop.learners.losses import standardised
+from khop.learners.ppo import PPO, LearnerState, Samples
 from khop.system import DiscreteActions, Spec
 from khop.topology import Topology
 from khop.trajectory import Trajectory
@@ -28,7 +30,9 @@ SPEC = Spec(
     metrics={"return": "1"},
 )
 # A target so small that every step but the first would exceed it.
-ONE_STEP = PPO(epochs=1, minibatches=1, entropy=0.0, anneal=False, actor_learning_rate=0.02, target_kl=1e-7)
+ONE_STEP = PPO(
+    epochs=1, minibatches=1, entropy=0.0, anneal=False, actor_learning_rate=0.02, target_kl=1e-7, max_gradient_norm=0.5
+)
 
 
 def learner_state(learner: PPO, share: bool = False) -> LearnerState:
@@ -73,6 +77,11 @@ def prepared(learner: PPO, state: LearnerState, trajectory: Trajectory) -> Sampl
     return learner.prepare(state, trajectory)[1]
 
 
+@eqx.filter_jit
+def descended(state: LearnerState, gradient: Actors) -> tuple[Actors, optax.ScaleByAdamState]:
+    return ONE_STEP.descend(state.actors, gradient, state.actor_moments, jnp.asarray(0.1), jnp.ones(N, bool))
+
+
 def moved(before: Actors | Critics, after: Actors | Critics) -> np.ndarray:
     """(n,): how far each agent's parameters are from where they were."""
     pairs = zip(*(jax.tree.leaves(eqx.filter(agents, eqx.is_array)) for agents in (before, after)), strict=True)
@@ -85,19 +94,18 @@ def moved(before: Actors | Critics, after: Actors | Critics) -> np.ndarray:
 def test_advantages_are_averaged_over_neighbours_and_standardised() -> None:
     """With values of 0 and λ = 0 the advantage is the reward. On the line, κ = 1:
 
-    agent 0 averages 0 and 1:     (8, 0, 0, 0) / 2             → (3, −1, −1, −1) / √3
-    agent 1 averages 0, 1 and 2:  (8, 0, 0, 4) / 3, mean 1     → (5/3, −1, −1, 1/3) / √(44/36)
-    agent 2 averages 1, 2 and 3:  (0, 0, 0, 4) / 3             → (−1, −1, −1, 3) / √3
-    agent 3 averages 2 and 3:     (0, 0, 0, 4) / 2             → (−1, −1, −1, 3) / √3
+    agent 0 averages 0 and 1:     (8, 0, 0, 0) / 2
+    agent 1 averages 0, 1 and 2:  (8, 0, 0, 4) / 3
+    agent 2 averages 1, 2 and 3:  (0, 0, 0, 4) / 3
+    agent 3 averages 2 and 3:     (0, 0, 0, 4) / 2
     """
     state = with_constant_values(learner_state(ONE_STEP), 0.0)
     trajectory = experience(state, steps=4, rows=1)
     reward = jnp.zeros((4, 1, N)).at[0, 0, 0].set(8.0).at[3, 0, 2].set(4.0)
     trajectory = eqx.tree_at(lambda t: t.reward, trajectory, reward)
     samples = prepared(dataclasses.replace(ONE_STEP, trace=0.0), state, trajectory)
-    expected = np.array([[3, 5 / 3, -1, -1], [-1, -1, -1, -1], [-1, -1, -1, -1], [-1, 1 / 3, 3, 3]])
-    expected /= np.sqrt([3, 44 / 36, 3, 3])
-    np.testing.assert_allclose(samples.advantage, expected, rtol=1e-4, atol=1e-5)
+    averaged = jnp.array([[4, 8 / 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 4 / 3, 4 / 3, 2]])
+    np.testing.assert_allclose(samples.advantage, standardised(averaged), rtol=1e-4, atol=1e-5)
 
 
 def test_truncation_bootstraps_and_termination_does_not() -> None:
@@ -142,8 +150,9 @@ def test_policies_come_to_prefer_what_pays() -> None:
     """Each agent for itself: agent i is paid for action i mod 2."""
     learner = dataclasses.replace(ONE_STEP, epochs=10, target_kl=10.0, trace=0.0, discount=0.0)
     state = learner_state(learner)
-    critics = Critics(SPEC, LINE.neighbourhood(0), (8,), False, key=jax.random.key(0))  # averages nobody else's
-    state = learner.init(state.actors, critics)
+    alone = LINE.neighbourhood(0)  # no neighbour's advantages
+    state = learner.init(state.actors, with_random_weights(lambda key: Critics(SPEC, alone, (8,), False, key=key)))
+    state = with_constant_values(state, 0.5)
     trajectory = experience(state, steps=32)
     paid = jnp.arange(N) % 2
     trajectory = eqx.tree_at(lambda t: t.reward, trajectory, (trajectory.action == paid).astype(float))
@@ -199,17 +208,14 @@ def test_agents_that_share_weights_stop_together() -> None:
 
 
 def test_each_agents_gradient_is_clipped_by_its_own_norm() -> None:
-    """Agent 0's is huge, agent 1's too large, agents 2 and 3 stay as they are."""
-    learner = dataclasses.replace(ONE_STEP, max_gradient_norm=0.5)
-    actors = eqx.filter(learner_state(learner).actors, eqx.is_inexact_array)
+    """To at most 0.5: agent 0's is huge, agent 1's too large, agents 2 and 3 keep theirs."""
+    state = learner_state(ONE_STEP)
+    actors = eqx.filter(state.actors, eqx.is_inexact_array)
     count = sum(leaf[0].size for leaf in jax.tree.leaves(actors))
-    norms = np.array([1e6, 2.0, 0.3, 1e-3])
-    gradient = jax.tree.map(
-        lambda leaf: jnp.broadcast_to((norms / count**0.5).reshape(N, *[1] * (leaf.ndim - 1)), leaf.shape), actors
-    )
-    moments = ADAM.init(actors)
-    _, after = learner.descend(learner_state(learner).actors, gradient, moments, jnp.ones(()), jnp.ones(N, bool))
-    squares = sum(np.square(leaf).reshape(N, -1).sum(-1) for leaf in jax.tree.leaves(after.mu))
+    entry = np.array([1e6, 2.0, 0.3, 1e-3]) / count**0.5
+    gradient = jax.tree.map(lambda x: jnp.asarray(np.ones(x.shape).T * entry, x.dtype).T, actors)
+    _, moments = descended(state, gradient)
+    squares = sum(np.square(leaf).reshape(N, -1).sum(-1) for leaf in jax.tree.leaves(moments.mu))
     clipped = np.sqrt(squares) / 0.1  # Adam's first moment is a tenth of the first gradient
     np.testing.assert_allclose(clipped, [0.5, 0.5, 0.3, 1e-3], rtol=1e-4)
 
@@ -218,11 +224,7 @@ def test_a_huge_gradient_leaves_the_other_agents_steps_alone() -> None:
     state = learner_state(ONE_STEP)
     gradient = jax.tree.map(lambda leaf: 1e-4 * jnp.ones_like(leaf), eqx.filter(state.actors, eqx.is_inexact_array))
     huge = jax.tree.map(lambda leaf: leaf.at[0].set(1e6), gradient)
-    everyone = jnp.ones(N, bool)
-    calm, wild = (
-        ONE_STEP.descend(state.actors, each, state.actor_moments, jnp.asarray(0.1), everyone)[0]
-        for each in (gradient, huge)
-    )
+    calm, wild = (descended(state, each)[0] for each in (gradient, huge))
     assert moved(state.actors, calm).min() > 0.05
     assert np.all(moved(calm, wild)[1:] == 0)
 
