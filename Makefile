@@ -14,8 +14,8 @@ install: $(VENV)/.core ## install khop into .venv
 
 install-dev: $(VENV)/.dev ## install khop with every extra and the development tools
 
-demo: install ## train, evaluate and plot a small example
-	$(BIN)/python -m khop.demo
+demo: install ## train a platoon of eight vehicles, evaluate and plot it (about two minutes)
+	$(BIN)/khop train platoon-catchup dppo
 
 test: install-dev ## run the tests
 	$(BIN)/python -m pytest

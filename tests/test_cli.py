@@ -32,9 +32,9 @@ METRIC_NAMES = {"return", "collision_rate", "headway_rmse", "speed_rmse", "settl
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Each program is compiled once for all runs and processes of this file (but for one, which must not matter)."""
+    """Each program is compiled once for all runs and processes (but for one, which must not matter)."""
     cache = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     before = {name: getattr(jax.config, name) for name in cache}

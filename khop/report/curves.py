@@ -57,7 +57,7 @@ def learning_curves(runs: Sequence[str | Path], out: str | Path) -> Path:
         )
         for axes, system, title in zip(grid.T, columns, titles, strict=True):
             axes[0].set_title(title)
-            _draw_column(axes, [line for line in lines if line.config["system"] == system], shown)
+            _draw_column(list(axes), [line for line in lines if line.config["system"] == system], shown)
         figure.align_ylabels(grid)
         return save(figure, out)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -75,11 +76,11 @@ def _connected_layout(adjacency: sparse.csr_array) -> Float[np.ndarray, "n 2"]:
     n = adjacency.shape[0]
     if n < 4:
         return np.array([(0.0, 0.0), (1.0, 0.0), (0.5, 0.8)])[:n]
-    laplacian = sparse.csc_array(csgraph.laplacian(adjacency, normed=True))
+    laplacian: Any = csgraph.laplacian(adjacency, normed=True)
     if n <= DENSE:
         vectors = np.linalg.eigh(laplacian.toarray())[1][:, 1:3]
     else:
         start = np.random.default_rng(0).normal(size=n)
-        values, vectors = linalg.eigsh(laplacian, k=3, sigma=-1e-3, v0=start)
+        values, vectors = linalg.eigsh(sparse.csc_array(laplacian), k=3, sigma=-1e-3, v0=start)
         vectors = vectors[:, np.argsort(values)[1:3]]
     return vectors / np.abs(vectors).max()
