@@ -64,13 +64,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of two runs, ``catchup`` and ``slowdown``, that came no further than one iteration."""
-    folder = tmp_path_factory.mktemp("begun")
+    """The folder of a run that came no further than its first checkpoint."""
+    folder = tmp_path_factory.mktemp("begun") / "run"
     sizes = {"hidden": (8,), "environments": 4, "rollout": 32, "minibatches": 2}
-    for task in ("catchup", "slowdown"):
-        system = khop.make(f"platoon-{task}", vehicles=3, horizon=50)
-        with pytest.raises(Stopped):
-            khop.train(system, "dppo", steps=2560, episodes=2, out=folder / task, watchers=[stop_at(1)], **sizes)
+    platoon = khop.make("platoon-catchup", vehicles=3, horizon=50)
+    with pytest.raises(Stopped):
+        khop.train(platoon, "dppo", steps=LAST, episodes=2, out=folder, watchers=[stop_at(1)], **sizes)
     return folder
 
 
@@ -118,10 +117,14 @@ def command(*arguments: str | Path) -> list[str]:
     return [*program, *map(str, arguments)]
 
 
-def begin(folder: Path, reached: Callable[[Path], bool]) -> subprocess.Popen[str]:
+def begin(folder: Path, reached: Callable[[Path], bool], **environment: str) -> subprocess.Popen[str]:
     """A training process that has just come to where ``reached`` is true of its folder."""
     process = subprocess.Popen(
-        command(*TRAIN, "--out", folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*TRAIN, "--out", folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
     )
     deadline = time.monotonic() + 240
     while not reached(folder):
@@ -132,8 +135,8 @@ def begin(folder: Path, reached: Callable[[Path], bool]) -> subprocess.Popen[str
     return process
 
 
-def succeed(*arguments: str | Path, **environment: str) -> str:
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, env=os.environ | environment)
+def succeed(*arguments: str | Path) -> str:
+    done = subprocess.run(command(*arguments), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -141,14 +144,14 @@ def succeed(*arguments: str | Path, **environment: str) -> str:
 def test_a_run_from_beginning_to_end(tmp_path: Path, uninterrupted: Path) -> None:
     """Train, stopped by SIGTERM; resume; evaluate; plot: each a process of its own."""
     folder = tmp_path / "run"
-    process = begin(folder, lambda folder: (folder / METRICS).exists())
+    process = begin(folder, lambda folder: (folder / METRICS).exists(), JAX_ENABLE_COMPILATION_CACHE="false")
     process.send_signal(signal.SIGTERM)
     _, complaint = process.communicate(timeout=240)
     assert process.returncode == 128 + signal.SIGTERM
     assert f"continue with `khop resume {folder}`" in complaint
     assert 0 < khop.load(folder).env_steps < LAST
 
-    shown = succeed("resume", folder, JAX_ENABLE_COMPILATION_CACHE="false", COLUMNS="200")
+    shown = succeed("resume", folder)
     for name in ("learned", "learned-sampled", "random", "best-constant-pair", str(folder)):
         assert name in shown
     assert_same_run(folder, uninterrupted)
@@ -244,7 +247,7 @@ def test_resuming_a_finished_run_changes_nothing(uninterrupted: Path, tmp_path: 
 def test_a_checkpoint_is_whole_or_not_there(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if the process dies between writing and renaming."""
     folder = tmp_path / "run"
-    shutil.copytree(begun / "catchup", folder)
+    shutil.copytree(begun, folder)
     run = khop.load(folder)
     state, _ = run._newest
 
@@ -435,9 +438,8 @@ def test_what_is_refused(
 
 
 def test_a_folder_that_holds_a_run_is_never_written_over(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = begun / "catchup"
-    said = refusal([*TRAIN, "--out", str(folder)], begun, capsys)
-    assert f"{folder} already holds a run: continue it with `khop resume {folder}`" in said
+    said = refusal([*TRAIN, "--out", str(begun)], begun, capsys)
+    assert f"{begun} already holds a run: continue it with `khop resume {begun}`" in said
 
 
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -446,7 +448,7 @@ def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path, capsys: pyt
 
 
 def test_an_unknown_controller_is_refused(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refusal(["evaluate", str(begun / "catchup"), "--controllers", "randon"], begun, capsys)
+    said = refusal(["evaluate", str(begun), "--controllers", "randon"], begun, capsys)
     assert "Unknown controller 'randon': did you mean 'random'?" in said
 
 
@@ -455,7 +457,7 @@ def test_an_unknown_controller_is_refused(begun: Path, capsys: pytest.CaptureFix
 def test_a_truncated_checkpoint_is_refused(
     name: str, size: int, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(begun / "catchup", tmp_path / "run")
+    shutil.copytree(begun, tmp_path / "run")
     (newest,) = RunFolder(tmp_path / "run").saved()
     newest.write_bytes(newest.read_bytes()[:size])
     assert f"{newest} is truncated or damaged" in refusal([name, str(tmp_path / "run")], tmp_path, capsys)
@@ -465,13 +467,15 @@ def test_a_truncated_checkpoint_is_refused(
 def test_a_checkpoint_of_another_system_is_refused(
     name: str, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(begun / "catchup", tmp_path / "run")
-    (foreign,) = RunFolder(begun / "slowdown").saved()
-    shutil.copy(foreign, tmp_path / "run" / "checkpoints" / f"step_{ITERATION:012d}.eqx")
+    shutil.copytree(begun, tmp_path / "run")
+    own = khop.load(begun)
+    state, _ = own._newest
+    foreign = own.origin | {"system": {"name": "platoon-slowdown", "parameters": own.origin["system"]["parameters"]}}
+    RunFolder(tmp_path / "run").save(state, ITERATION, foreign)
     said = refusal([name, str(tmp_path / "run")], tmp_path, capsys)
     assert "belongs to system" in said
     assert "platoon-slowdown" in said
 
 
 def test_a_run_is_not_plotted_before_its_first_evaluation(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "has no evaluation yet" in refusal(["plot", str(begun / "catchup")], begun, capsys)
+    assert "has no evaluation yet" in refusal(["plot", str(begun)], begun, capsys)

@@ -24,8 +24,8 @@ from khop.system import System
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OWN_SYSTEM = (ROOT / "docs" / "own_system.md").read_text()
-QUICK = {r"rooms=\d+": "rooms=6", r"steps=[\d_]+": "steps=10240", r"episodes=\d+": "episodes=4"}
-QUICK_OPTIONS = {r"--steps \d+": "--steps 10240", r"--episodes \d+": "--episodes 4"}  # the same programs as QUICK
+QUICK = {r"rooms=\d+": "rooms=6", r"steps=[\d_]+": "steps=10240", r"episodes=\d+": "episodes=20"}
+QUICK_OPTIONS = {r"--steps \d+": "--steps 10240", r"--episodes \d+": "--episodes 20"}  # the same programs as QUICK
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -195,7 +195,7 @@ def command_lines() -> Iterator[tuple[str, str]]:
             words = re.sub(r"[][…]", " ", line).split("#")[0].split()
             if len(words) == 2 and words[0] == "khop":
                 assert words[1] in COMMANDS, f"{page.name} speaks of {line}"
-            elif words[:1] == ["khop"]:
+            elif words[:1] == ["khop"] and len(words) > 1:
                 yield page.name, " ".join(PLACEHOLDERS.get(word, word) for word in words[1:])
 
 
