@@ -27,16 +27,14 @@ class Method:
     """One set of weights for all agents, which suits agents that are alike."""
     environments: int = 16
     """Copies of the system that run side by side."""
-    training_horizon: int | None = None
-    """Steps after which a training episode is cut and a new one begun; None for what suits the system."""
     rollout: int = 128
     """Steps in each copy between two updates."""
     learner: PPO = dataclasses.field(default_factory=PPO)
     """How policies and values improve."""
 
     def __post_init__(self) -> None:
-        for name in ("environments", "rollout", "training_horizon"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
+        for name in ("environments", "rollout"):
+            if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not self.hidden or min(self.hidden) < 1:
             raise InputError(f"hidden must be one or more positive widths, e.g. 64 64, not {self.hidden}.")
@@ -53,16 +51,10 @@ class Method:
             spec.kappa_critic if self.kappa_critic is None else self.kappa_critic,
         )
 
-    def episode_steps(self, spec: Spec) -> int:
-        """Length of a training episode, at most the system's own horizon."""
-        return min(self.training_horizon or spec.training_horizon or spec.horizon, spec.horizon)
-
     def resolved(self, spec: Spec) -> Method:
         """The method with nothing left open."""
         kappa_actor, kappa_critic = self.kappas(spec)
-        return dataclasses.replace(
-            self, kappa_actor=kappa_actor, kappa_critic=kappa_critic, training_horizon=self.episode_steps(spec)
-        )
+        return dataclasses.replace(self, kappa_actor=kappa_actor, kappa_critic=kappa_critic)
 
 
 METHODS: dict[str, Method] = {

@@ -88,7 +88,6 @@ class Spec:
         metrics: name → unit of what ``System.metrics`` returns; always holds ``return``.
         baselines: names of the system's own classical controllers, without ``random``.
         kappa_actor, kappa_critic: hops that suit this system where a method leaves them open.
-        training_horizon: steps of an episode that are worth training on, where a method leaves that open; None: all.
     """
 
     n: int
@@ -102,7 +101,6 @@ class Spec:
     baselines: tuple[str, ...] = ()
     kappa_actor: Kappa = 1
     kappa_critic: Kappa = 1
-    training_horizon: int | None = None
 
     @property
     def d(self) -> int:

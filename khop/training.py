@@ -38,7 +38,7 @@ class Training:
     @property
     def world(self) -> RealWorld:
         """Where the agents practise."""
-        return RealWorld(self.system, self.method.environments, self.method.episode_steps(self.system.spec))
+        return RealWorld(self.system, self.method.environments)
 
     @property
     def steps_per_iteration(self) -> int:

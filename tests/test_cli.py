@@ -307,7 +307,10 @@ def test_no_command_shows_all_of_them(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "list"])
-def test_help_explains_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_explains_every_option(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as done:
         main([name, "--help"])
     assert done.value.code == 0

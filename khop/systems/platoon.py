@@ -80,7 +80,7 @@ def _chain(vehicles: int) -> Topology:
 
 
 @functools.lru_cache
-def _spec(vehicles: int, horizon: int, transient: int) -> Spec:
+def _spec(vehicles: int, horizon: int) -> Spec:
     gains = tuple(gains_name(*pair) for pair in GAINS)
     return Spec(
         n=vehicles,
@@ -100,7 +100,6 @@ def _spec(vehicles: int, horizon: int, transient: int) -> Spec:
         baselines=(*gains, "best-constant-pair", "best-constant"),
         kappa_actor=1,
         kappa_critic=2,
-        training_horizon=transient,
     )
 
 
@@ -132,16 +131,11 @@ class Platoon(System):
 
     @property
     def spec(self) -> Spec:
-        return _spec(self.vehicles, self.horizon, self.transient)
+        return _spec(self.vehicles, self.horizon)
 
     @property
     def topology(self) -> Topology:
         return _chain(self.vehicles)
-
-    @property
-    @abc.abstractmethod
-    def transient(self) -> int:
-        """Steps in which a platoon under tolerable control settles; training looks no further."""
 
     @abc.abstractmethod
     def initial_state(self, key: PRNGKeyArray) -> PlatoonState:
@@ -290,10 +284,6 @@ def _constant_returns(system: Platoon, actions: Int[Array, "C n"]) -> Float[Arra
 class CatchUp(Platoon):
     """Vehicle 0 starts 30 to 50 m behind a leader at constant 15 m/s, and the platoon has to close the gap."""
 
-    @property
-    def transient(self) -> int:
-        return 100 + 15 * self.vehicles  # the gap closes first, then its wave runs down the platoon
-
     def initial_state(self, key: PRNGKeyArray) -> PlatoonState:
         headway = jnp.full(self.vehicles, TARGET_HEADWAY).at[0].mul(1.5 + jax.random.uniform(key))
         return _at_rest_in_formation(headway, jnp.asarray(TARGET_SPEED))
@@ -308,10 +298,6 @@ class SlowDown(Platoon):
 
     cap_initial_speed: bool = True
     """Start no faster than 30 m/s; without it up to 37.5 m/s, as published."""
-
-    @property
-    def transient(self) -> int:
-        return BRAKING_STEPS + 100
 
     def initial_state(self, key: PRNGKeyArray) -> PlatoonState:
         speed = TARGET_SPEED * (1.5 + jax.random.uniform(key))

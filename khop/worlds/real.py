@@ -18,27 +18,25 @@ class RealState(eqx.Module):
     system: PyTree  # leaves lead with B
     obs: Float[Array, "B n d"]
     carry: PyTree  # the actors' memory
-    left: Int[Array, " B"]  # steps until the episode is cut, if the system does not end it before
+    first_cut: Int[Array, " B"]  # steps until an environment's first episode is cut short; below 1: already done
 
 
 class RealWorld(eqx.Module):
     """``environments`` copies of the system that start a new episode as soon as the old one is over.
 
-    Episodes are cut after ``horizon`` steps, which may be fewer than the system's own: what comes after the interesting
-    part of an episode then costs no real steps. The first ones are cut at evenly spread lengths, so that every batch
-    holds all phases of an episode. A cut is a truncation, which bootstraps, so no value depends on it.
+    Their first episodes are cut at evenly spread lengths, so that from then on every batch holds all phases of an
+    episode; the cut is a truncation, which bootstraps.
     """
 
     system: System
     environments: int
-    horizon: int
 
     def init(self, key: PRNGKeyArray, actors: Actors) -> RealState:
         """All environments freshly reset."""
         state, obs = jax.vmap(self.system.reset)(jax.random.split(key, self.environments))
         spread = jnp.arange(1, self.environments + 1) / self.environments
-        left = jnp.ceil(self.horizon * spread).astype(int)
-        return RealState(state, obs, actors.initial(self.environments), left)
+        first_cut = jnp.ceil(self.system.spec.horizon * spread).astype(int)
+        return RealState(state, obs, actors.initial(self.environments), first_cut)
 
     def rollout(self, key: PRNGKeyArray, state: RealState, actors: Actors, steps: int) -> tuple[RealState, Trajectory]:
         """Let the actors act, sampling from their distributions, for some steps in every environment."""
@@ -52,7 +50,7 @@ class RealWorld(eqx.Module):
                 jax.random.split(step_key, self.environments),
                 state.system,
                 action,
-                state.left <= 1,
+                state.first_cut == 1,
             )
             moment = Trajectory(
                 obs=state.obs,
@@ -64,7 +62,6 @@ class RealWorld(eqx.Module):
                 next_obs=step.obs,
                 carry=state.carry,
             )
-            left = jnp.where(step.done, self.horizon, state.left - 1)
-            return RealState(system_state, obs, carry, left), moment
+            return RealState(system_state, obs, carry, state.first_cut - 1), moment
 
         return jax.lax.scan(act, state, jax.random.split(key, steps))

@@ -223,8 +223,7 @@ def test_shared_agents_who_see_the_same_say_the_same() -> None:
 # Shapes
 
 
-@pytest.mark.parametrize("system", [Rooms(), Queues()], ids=["rooms", "queues"])
-@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize(("system", "share"), [(Rooms(), False), (Queues(), True)], ids=["rooms", "queues-shared"])
 def test_agents_of_different_sizes_act_within_their_own_sets(system: Rooms | Queues, share: bool) -> None:
     spec, hood = system.spec, system.topology.neighbourhood(1)
     actors = with_random_weights(lambda key: Actors(spec, hood, (8,), share, key=key))

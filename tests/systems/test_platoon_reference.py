@@ -79,7 +79,6 @@ FEW = [
 # Likewise, where the published environment crashes: mean return and share of crashes over 20 episodes.
 CRASHING = [
     ("platoon-catchup", "constant-0.5-0", -2088.0, 1.0),
-    ("platoon-catchup", "random", -1728.0, 1.0),
     ("platoon-slowdown", "constant-0-0", -2234.0, 1.0),
     ("platoon-slowdown", "constant-0.5-0", -2294.0, 1.0),
     ("platoon-slowdown", "constant-0-0.5", -1880.0, 0.85),
