@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-OUTLIER = 3.0  # standardised advantages are cut here
+OUTLIER = 10.0  # standardised advantages are cut here
 
 
 def clipped_surrogate(
