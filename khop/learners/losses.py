@@ -29,13 +29,14 @@ def divergence(log_prob: Float[Array, "S n"], old_log_prob: Float[Array, "S n"])
 
 
 def standardised(advantage: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
-    """Advantages of about unit spread, separately for every agent, over the whole batch.
+    """Advantages of zero mean and about unit spread, separately for every agent, over the whole batch.
 
-    Centred, divided by the range of the middle 90 % (which is 3.29 σ for a normal), and cut at ± ``OUTLIER``. Where one
-    failure costs a thousand times what ordinary decisions are about, mean and standard deviation would leave those
-    decisions no weight until the last failure has disappeared.
+    Measured from the median in units of the range of the middle 90 % (which is 3.29 σ for a normal), cut at
+    ± ``OUTLIER`` and centred. Where one failure costs a thousand times what ordinary decisions are about, mean and
+    standard deviation would leave those decisions no weight until the last failure has disappeared.
     """
     samples = advantage.reshape(-1, advantage.shape[-1])
-    low, high = jnp.quantile(samples, jnp.array([0.05, 0.95]), axis=0)
+    low, middle, high = jnp.quantile(samples, jnp.array([0.05, 0.5, 0.95]), axis=0)
     spread = (high - low) / 3.29 + 1e-8
-    return jnp.clip((advantage - samples.mean(0)) / spread, -OUTLIER, OUTLIER)
+    cut = jnp.clip((samples - middle) / spread, -OUTLIER, OUTLIER)
+    return (cut - cut.mean(0)).reshape(advantage.shape)

@@ -75,7 +75,7 @@ def test_standardised() -> None:
     count = jnp.arange(21.0)
     result = standardised(jnp.stack([count, 5 - 100 * count], axis=-1))
     expected = (np.arange(21) - 10) * 3.29 / 18
-    np.testing.assert_allclose(result, np.stack([expected, -expected], axis=-1), rtol=1e-3)
+    np.testing.assert_allclose(result, np.stack([expected, -expected], axis=-1), rtol=1e-3, atol=1e-6)
 
 
 def test_standardised_makes_normal_samples_standard_normal() -> None:
