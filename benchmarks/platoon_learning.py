@@ -69,6 +69,7 @@ def record(new: list[dict[str, object]]) -> None:
     fresh = {tuple(str(row[key]) for key in keys) for row in new}
     old = list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
     kept = [row for row in old if tuple(row[key] for key in keys) not in fresh]
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(new[0]), lineterminator="\n")
         writer.writeheader()

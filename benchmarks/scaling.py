@@ -71,6 +71,7 @@ def main() -> None:
     for vehicles in SIZES:
         rows.append(measured(vehicles))
         print(rows[-1], flush=True)
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()

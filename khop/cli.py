@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
@@ -23,7 +24,7 @@ from khop.report.tensorboard import TensorBoard, require
 from khop.system import System, make, name_of, registered, system_class
 from khop.topology import Kappa
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 Arguments = list[str]
 
 
@@ -111,6 +112,8 @@ def main(arguments: Arguments | None = None) -> int:
         return _complain(str(error), 1)
     except Stopped as error:
         return _complain(str(error), 128 + error.signal_number)
+    except OSError as error:
+        return _complain(f"{error.filename}: {error.strerror}; choose another file or folder.", 2)
     except KeyboardInterrupt:
         return _complain("Interrupted.", 130)
     return 0
@@ -204,7 +207,7 @@ def evaluate(arguments: Arguments) -> None:
 def plot(arguments: Arguments) -> None:
     """plot DIR [DIR …] [--out FILE] — learning curves with intervals over seeds, against baselines"""
     folders = [Path(argument) for argument in _leading_words(arguments)]
-    if not folders:
+    if not folders and not _asks_for_help(arguments):
         raise InputError("khop plot wants one or more run folders, e.g. `khop plot runs/a runs/b --out curves.png`.")
     options = _options("plot DIR [DIR …]", arguments[len(folders) :], {"options": PlotOptions()})["options"]
     from khop.report.curves import learning_curves
@@ -236,8 +239,8 @@ def _system_and_options(
     words = _leading_words(arguments)[:wanted]
     usage = f"khop {command} SYSTEM" + (" METHOD" if with_method else "")
     if len(words) < wanted:
-        if "--help" in arguments or "-h" in arguments:
-            words = [*words, *["platoon-catchup", "dppo"][len(words) : wanted]]
+        if _asks_for_help(arguments):
+            words, arguments = [*words, *["platoon-catchup", "dppo"][len(words) :]][:wanted], ["--help"] * (wanted + 1)
         else:
             raise InputError(f"{usage} is incomplete: `khop list` shows the systems and methods to choose from.")
     cls = system_class(words[0])
@@ -254,10 +257,14 @@ def _system_and_options(
 def _folder_and_options(command: str, arguments: Arguments, options: type) -> tuple[Path, Any]:
     """DIR and the command's typed options."""
     words = _leading_words(arguments)[:1]
-    if not words and "--help" not in arguments and "-h" not in arguments:
+    if not words and not _asks_for_help(arguments):
         raise InputError(f"khop {command} wants a run's folder, e.g. `khop {command} runs/my-run`.")
     parsed = _options(f"{command} DIR", arguments[len(words) :], {"options": options()})
     return Path(words[0]), parsed["options"]
+
+
+def _asks_for_help(arguments: Arguments) -> bool:
+    return "--help" in arguments or "-h" in arguments
 
 
 def _leading_words(arguments: Arguments) -> list[str]:
@@ -309,6 +316,8 @@ def _flags(default: Any) -> list[str]:
 
 
 def _writable(file: Path | None) -> None:
+    if file is not None and file.is_dir():
+        raise InputError(f"{file} is a folder: name a file in it.")
     if file is not None and not file.absolute().parent.is_dir():
         raise InputError(
             f"The folder {file.absolute().parent} does not exist: create it, or name a file in another one."
@@ -385,10 +394,11 @@ def _report(system: System, table: Table, file: Path | None) -> None:
     """Print a table of controllers, best return first, and say whether the learned one earns its keep."""
     units = system.spec.metrics
     episodes = next(iter(next(iter(table.values())).values())).n
-    shown = RichTable("controller", title=f"{name_of(system)}: mean ± standard deviation", title_justify="left")
+    shown = RichTable(title=f"{name_of(system)}: mean ± standard deviation", title_justify="left")
+    shown.add_column("controller", no_wrap=True)
     metrics = list(units)
     for metric in metrics:
-        shown.add_column(f"{metric}\n[{units[metric]}]", justify="right")
+        shown.add_column(escape(f"{metric}\n[{units[metric]}]"), justify="right")
     shown.add_column("episodes", justify="right")
     for name, summaries in sorted(table.items(), key=lambda entry: -entry[1]["return"].mean):
         cells = [f"{summaries[metric].mean:.3g} ± {summaries[metric].std:.2g}" for metric in metrics]
@@ -430,7 +440,7 @@ def _overview() -> None:
 
 
 def _with_units(names: tuple[str, ...], units: tuple[str, ...]) -> str:
-    return ", ".join(f"{name} [{unit}]" for name, unit in zip(names, units, strict=True)).replace("[", "\\[")
+    return escape(", ".join(f"{name} [{unit}]" for name, unit in zip(names, units, strict=True)))
 
 
 def _first_line(text: str | None) -> str:

@@ -6,8 +6,11 @@ import difflib
 from collections.abc import Iterable
 
 
-class InputError(ValueError):
-    """The user's input cannot be used; the message is one sentence that says what would be valid."""
+class InputError(Exception):
+    """The user's input cannot be used; the message is one sentence that says what would be valid.
+
+    No ValueError: the option parser would take one for its own and wrap the sentence in a page of its own.
+    """
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:

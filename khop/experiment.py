@@ -228,7 +228,8 @@ def train(
         "versions": _versions(),
     }
     config = json.loads(json.dumps(config))
-    out = Path("runs") / f"{system_name}-{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}" if out is None else Path(out)
+    short_name = system_name.rpartition(":")[2]
+    out = Path("runs") / f"{short_name}-{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}" if out is None else Path(out)
     RunFolder.refuse_occupied(out)
     state = Training(system, chosen, steps).init_seeds(seeds)
     run = Run(RunFolder.create(out, config))

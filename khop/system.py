@@ -125,7 +125,7 @@ class Step(eqx.Module):
     @property
     def done(self) -> Bool[Array, ""]:
         """The episode is over for everyone."""
-        return self.truncated | jnp.all(self.terminated)
+        return self.truncated | jnp.all(self.terminated, -1)
 
 
 class Episode(eqx.Module):
@@ -281,10 +281,16 @@ def _class_in_file(file: Path, name: str) -> type[System]:
     if full_name not in _FROM_FILES:
         if not file.is_file():
             raise InputError(f"There is no file {file}: give a Python file that registers the system {name!r}.")
-        runpy.run_path(str(file), run_name=file.stem)
-        if name not in _REGISTRY:
-            raise unknown(f"system in {file}", name, _REGISTRY)
-        _FROM_FILES[full_name] = _REGISTRY.pop(name)
+        before = dict(_REGISTRY)
+        try:
+            runpy.run_path(str(file), run_name=file.stem)
+            own = {found: cls for found, cls in _REGISTRY.items() if found not in before}
+        finally:
+            _REGISTRY.clear()
+            _REGISTRY.update(before)
+        if name not in own:
+            raise unknown(f"system in {file}", name, own)
+        _FROM_FILES.update({f"{file}:{found}": cls for found, cls in own.items()})
     return _FROM_FILES[full_name]
 
 

@@ -69,9 +69,7 @@ class Training:
         remaining = jnp.maximum(1 - state.iteration * (self.steps_per_iteration / self.steps), 0.0)
         learner, metrics = self.method.learner.update(learn_key, state.learner, trajectory, remaining)
         metrics["return"] = trajectory.reward.sum(-1).mean()
-        metrics["parameter_norm"] = optax.global_norm(
-            eqx.filter((learner.actors, learner.critics), eqx.is_inexact_array)
-        )
+        metrics["parameter_norm"] = optax.tree.norm(eqx.filter((learner.actors, learner.critics), eqx.is_inexact_array))
         return TrainingState(key, state.iteration + 1, world, learner), metrics
 
     def init_seeds(self, seeds: list[int]) -> TrainingState:

@@ -53,7 +53,7 @@ class Actors(eqx.Module):
 
 
 class Critics(eqx.Module):
-    """Every agent's extended value V_i(o_j, j within κ hops of i) (Ma et al. 2024, eq. 4)."""
+    """Every agent's extended value V_i(o_j, j within κ hops of i) (Ma et al. 2024, eq. 1)."""
 
     networks: Stacked
     neighbourhood: Neighbourhood = eqx.field(static=True)

@@ -147,7 +147,7 @@ class PPO:
         learning = jnp.ones(samples.log_prob.shape[1], bool)
         (learning, dynamic), metrics = jax.lax.scan(epoch, (learning, dynamic), jax.random.split(key, self.epochs))
         metrics = {name: value.mean() for name, value in metrics.items()}
-        metrics |= {"stopped": 1 - learning.mean(), "value_scale": state.value_scale.value.mean()}
+        metrics |= {"stopped": jnp.mean(~learning), "value_scale": state.value_scale.value.mean()}
         return eqx.combine(dynamic, static), metrics
 
     def prepare(self, state: LearnerState, trajectory: Trajectory) -> tuple[LearnerState, Samples]:
@@ -224,6 +224,9 @@ class PPO:
         direction: PyTree = _clipped(gradient, self.max_gradient_norm, agents.networks.share)
         updates, new_moments = ADAM.update(direction, moments)
         updates = jax.tree.map(lambda leaf: jnp.where(leading(learning, leaf), -rate * leaf, 0), updates)
+        new_moments = jax.tree.map(  # the step count is common to all agents
+            lambda new, old: jnp.where(leading(learning, new), new, old) if new.ndim else new, new_moments, moments
+        )
         return eqx.apply_updates(agents, updates), new_moments
 
 

@@ -47,7 +47,9 @@ def learning_curves(runs: Sequence[str | Path], out: str | Path) -> Path:
     systems = [line.config["system"] for line in lines]
     columns = [system for index, system in enumerate(systems) if system not in systems[:index]]
     titles = distinct(
-        [system["name"] for system in columns], [system["parameters"] for system in columns], [""] * len(columns)
+        [system["name"].rpartition("/")[2] for system in columns],
+        [system["parameters"] for system in columns],
+        [""] * len(columns),
     )
     shown = [name for name in DIAGNOSTICS if any(line.diagnostic(name) for line in lines)]
     with styled():

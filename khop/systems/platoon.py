@@ -126,8 +126,8 @@ class Platoon(System):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"A platoon needs {name} to be a whole number of at least 1, not {value!r}.")
-        if not self.collision_penalty >= 0:
-            raise InputError(f"A platoon needs a collision_penalty of at least 0, not {self.collision_penalty!r}.")
+        if not 0 <= self.collision_penalty < float("inf"):
+            raise InputError(f"A platoon needs a finite collision_penalty from 0 on, not {self.collision_penalty!r}.")
 
     @property
     def spec(self) -> Spec:
@@ -239,8 +239,8 @@ class Platoon(System):
         if name == "best-constant":
             return Constant(self._best_per_position())
         index = {gains_name(*pair): action for action, pair in enumerate(GAINS)}
-        first, _, others = name.partition("/")
-        others = f"constant-{others}" if others else first
+        first, slash, rest = name.partition("/")
+        others = f"constant-{rest}" if slash else first
         if first not in index or others not in index:
             return super().baseline(name)
         return Constant(self._pair(index[first], index[others]))
@@ -285,8 +285,8 @@ class CatchUp(Platoon):
     """Vehicle 0 starts 30 to 50 m behind a leader at constant 15 m/s, and the platoon has to close the gap."""
 
     def initial_state(self, key: PRNGKeyArray) -> PlatoonState:
-        headway = jnp.full(self.vehicles, TARGET_HEADWAY).at[0].mul(1.5 + jax.random.uniform(key))
-        return _at_rest_in_formation(headway, jnp.asarray(TARGET_SPEED))
+        headway = jnp.full(self.vehicles, TARGET_HEADWAY, float).at[0].mul(1.5 + jax.random.uniform(key))
+        return _at_rest_in_formation(headway, jnp.asarray(TARGET_SPEED, float))
 
     def leader_speed(self, state: PlatoonState, time: Int[Array, ""]) -> Float[Array, ""]:
         return state.leader_start
@@ -303,7 +303,7 @@ class SlowDown(Platoon):
         speed = TARGET_SPEED * (1.5 + jax.random.uniform(key))
         if self.cap_initial_speed:
             speed = jnp.minimum(speed, MAX_SPEED)
-        return _at_rest_in_formation(jnp.full(self.vehicles, TARGET_HEADWAY), speed)
+        return _at_rest_in_formation(jnp.full(self.vehicles, TARGET_HEADWAY, float), speed)
 
     def leader_speed(self, state: PlatoonState, time: Int[Array, ""]) -> Float[Array, ""]:
         braked = jnp.minimum(time / (BRAKING_STEPS - 1), 1.0)
