@@ -78,21 +78,21 @@ class Samples(NamedTuple):
 class PPO:
     """Options of the learner."""
 
-    actor_learning_rate: float = 7e-4
+    actor_learning_rate: float = 5e-4
     """Adam's step size for the policies."""
     critic_learning_rate: float = 1e-3
     """Adam's step size for the values."""
-    epochs: int = 8
+    epochs: int = 10
     """Passes over each batch."""
     minibatches: int = 16
     """Gradient steps in a pass."""
     discount: float = 0.99
     """γ."""
-    trace: float = 0.95
+    trace: float = 0.98
     """λ of the generalised advantages."""
     clip: float = 0.2
     """ε, how far a probability ratio may pay off."""
-    entropy: float = 0.002
+    entropy: float = 0.003
     """Weight of the entropy bonus."""
     target_kl: float = 0.02
     """An agent's policy stands still for the rest of a batch once its KL exceeds this."""
