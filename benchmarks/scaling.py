@@ -61,7 +61,7 @@ def draw(file: Path) -> None:
     titles = ("time per agent-step [µs]", "memory per agent-step [B]", "compile time [s]")
     for panel, name, title in zip(panels, names, titles, strict=True):
         panel.plot(vehicles, [row[name] for row in rows], "o-", color="#0072B2")
-        panel.set(xscale="log", xlabel="vehicles", title=title, ylim=(0, None))
+        panel.set(xscale="log", xlabel="vehicles", title=title, ylim=(0, 1.15 * max(row[name] for row in rows)))
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=120)
 
