@@ -21,7 +21,7 @@ class Method:
     """Hops an actor sees: a number, "all", or None for what suits the system."""
     kappa_critic: Kappa | None = None
     """Hops a critic sees and an advantage is averaged over."""
-    hidden: tuple[int, ...] = (32, 32)
+    hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of actors and critics."""
     share: bool = False
     """One set of weights for all agents, which suits agents that are alike."""

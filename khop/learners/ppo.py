@@ -78,21 +78,21 @@ class Samples(NamedTuple):
 class PPO:
     """Options of the learner."""
 
-    actor_learning_rate: float = 5e-4
+    actor_learning_rate: float = 7e-4
     """Adam's step size for the policies."""
     critic_learning_rate: float = 1e-3
     """Adam's step size for the values."""
-    epochs: int = 10
+    epochs: int = 8
     """Passes over each batch."""
     minibatches: int = 16
     """Gradient steps in a pass."""
     discount: float = 0.99
     """γ."""
-    trace: float = 0.98
+    trace: float = 0.95
     """λ of the generalised advantages."""
     clip: float = 0.2
     """ε, how far a probability ratio may pay off."""
-    entropy: float = 0.003
+    entropy: float = 0.002
     """Weight of the entropy bonus."""
     target_kl: float = 0.02
     """An agent's policy stands still for the rest of a batch once its KL exceeds this."""
@@ -224,9 +224,6 @@ class PPO:
         direction: PyTree = _clipped(gradient, self.max_gradient_norm, agents.networks.share)
         updates, new_moments = ADAM.update(direction, moments)
         updates = jax.tree.map(lambda leaf: jnp.where(leading(learning, leaf), -rate * leaf, 0), updates)
-        new_moments = jax.tree.map(  # the step count is common to all agents
-            lambda new, old: jnp.where(leading(learning, new), new, old) if new.ndim else new, new_moments, moments
-        )
         return eqx.apply_updates(agents, updates), new_moments
 
 
