@@ -293,7 +293,11 @@ def _options(usage: str, arguments: Arguments, defaults: dict[str, Any]) -> dict
         frozen=True,
     )
     parsed: Any = tyro.cli(
-        shape, args=arguments, prog=f"khop {usage}", description="", config=(tyro.conf.OmitArgPrefixes,)
+        shape,
+        args=arguments,
+        prog=f"khop {usage}",
+        description="",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
     )
     return {name: getattr(parsed, name) for name in defaults}
 
@@ -378,7 +382,7 @@ def _conclude(run: Run) -> None:
 
     table = run.final_table()
     _report(run.system, table, None)
-    costs = communication(run.method, run.system.spec, run.system.topology)
+    costs = communication(run.method, run.system)
     console.print(
         f"Messages per agent and step: {costs.acting.per_agent:.1f} scalars to act ({costs.acting.share:.0%} of a "
         f"centralised controller's), {costs.training.per_agent:.1f} to train ({costs.training.share:.0%})."

@@ -41,6 +41,7 @@ from khop.methods import Method
 from khop.run import EVALUATION, METRICS, RunFolder
 from khop.system import Controller, System, make, name_of
 from khop.training import Training, TrainingState
+from khop.worlds.learned import Imagination
 
 LEARNED, SAMPLED = "learned", "learned-sampled"
 EVALUATION_POINTS = 20
@@ -261,14 +262,20 @@ def load(path: str | Path) -> Run:
 
 
 def configured(method: Method, **options: Any) -> Method:
-    """A method with some of its fields, or of its learner's, changed by name."""
-    own = {field.name for field in dataclasses.fields(Method)} - {"learner"}
-    learners = {field.name for field in dataclasses.fields(PPO)}
+    """A method with some of its fields, or of its learner's or its imagination's, changed by name."""
+    parts: dict[str, Any] = {"learner": method.learner} | (
+        {"imagination": method.imagination} if method.imagination else {}
+    )
+    own = _names(method) - {"learner", "imagination"}
+    known = own.union(*map(_names, parts.values()))
     for name in options:
-        if name not in own | learners:
-            raise unknown("option", name, own | learners)
-    learner = dataclasses.replace(method.learner, **{k: v for k, v in options.items() if k in learners})
-    return dataclasses.replace(method, learner=learner, **{k: v for k, v in options.items() if k in own})
+        if name not in known:
+            raise unknown(f"option of {method.name}", name, known)
+    changed: dict[str, Any] = {
+        part: dataclasses.replace(value, **{k: v for k, v in options.items() if k in _names(value)})
+        for part, value in parts.items()
+    }
+    return dataclasses.replace(method, **changed, **{k: v for k, v in options.items() if k in own})
 
 
 def _continue(run: Run, state: TrainingState, env_steps: int, watchers: Sequence[Watcher]) -> Run:
@@ -384,8 +391,15 @@ class _Interruption:
 
 def _method_from(options: dict[str, Any]) -> Method:
     """A method from its JSON."""
-    options = dict(options, hidden=tuple(options["hidden"]), learner=PPO(**options["learner"]))
-    return Method(**options)
+    imagination = options["imagination"]
+    if imagination is not None:
+        imagination = Imagination(**dict(imagination, model_hidden=tuple(imagination["model_hidden"])))
+    learner = PPO(**options["learner"])
+    return Method(**dict(options, hidden=tuple(options["hidden"]), learner=learner, imagination=imagination))
+
+
+def _names(options: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(options)}
 
 
 def _parameters(system: System) -> dict[str, Any]:

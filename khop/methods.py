@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Literal
 
+import numpy as np
 import tyro
 
 from khop.errors import InputError, unknown
 from khop.learners.ppo import PPO
-from khop.system import Spec
+from khop.system import Spec, System
 from khop.topology import Kappa, MessageCost, Topology
+from khop.worlds.learned import Imagination
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +33,12 @@ class Method:
     """Copies of the system that run side by side."""
     rollout: int = 128
     """Steps in each copy between two updates."""
+    graph: Literal["topology", "non-adjacent"] = "topology"
+    """Whom agents hear: their neighbours, or strangers half the system away (a control experiment)."""
     learner: PPO = dataclasses.field(default_factory=PPO)
     """How policies and values improve."""
+    imagination: Imagination | None = None
+    """How local models are learned and practised in; None: agents practise on the real system alone."""
 
     def __post_init__(self) -> None:
         for name in ("environments", "rollout"):
@@ -43,6 +51,12 @@ class Method:
                 f"{self.learner.minibatches} minibatches do not fit a batch of {self.environments} environments × "
                 f"{self.rollout} steps: choose at most {self.environments * self.rollout}."
             )
+        imagination = self.imagination
+        if imagination is not None and max(imagination.window, imagination.branch_length) > self.rollout:
+            raise InputError(
+                f"A rollout of {self.rollout} steps is too short to learn windows of {imagination.window} and branches "
+                f"of {imagination.branch_length} steps from: raise rollout, or lower window and branch_length."
+            )
 
     def kappas(self, spec: Spec) -> tuple[Kappa, Kappa]:
         """κ of actor and critic, the system's own choice where the method leaves one open."""
@@ -54,21 +68,37 @@ class Method:
     def resolved(self, spec: Spec) -> Method:
         """The method with nothing left open."""
         kappa_actor, kappa_critic = self.kappas(spec)
-        return dataclasses.replace(self, kappa_actor=kappa_actor, kappa_critic=kappa_critic)
+        learner = self.learner
+        if learner.reward_limit is None:
+            learner = dataclasses.replace(learner, reward_limit=spec.reward_limit)
+        return dataclasses.replace(self, kappa_actor=kappa_actor, kappa_critic=kappa_critic, learner=learner)
 
 
+MODEL_BASED = Method(
+    "mdpo", kappa_actor=1, environments=1, rollout=600, learner=PPO(epochs=2), imagination=Imagination()
+)
 METHODS: dict[str, Method] = {
     row.name: row
     for row in (
         Method("ippo", kappa_actor=0, kappa_critic=0),
         Method("dppo", kappa_actor=1),
         Method("cppo", kappa_actor=1, kappa_critic="all"),
+        MODEL_BASED,
+        dataclasses.replace(
+            MODEL_BASED, name="impo", kappa_actor=0, kappa_critic=0, imagination=Imagination(kappa_model=0)
+        ),
+        dataclasses.replace(MODEL_BASED, name="mpo-na", graph="non-adjacent"),
+        dataclasses.replace(MODEL_BASED, name="mdpo-linear", imagination=Imagination(linear=True)),
     )
 }
 SUMMARIES: dict[str, str] = {
     "ippo": "independent PPO: actors and critics see their own agent alone",
     "dppo": "decentralised PPO: actors see 1 hop, critics κ hops; advantages are averaged over κ hops",
     "cppo": "centralised training: actors see 1 hop, critics and the advantage average all agents",
+    "mdpo": "model-based dppo: agents learn local models of κ hops and practise in them",
+    "impo": "independent model-based PPO: actors, critics and models see their own agent alone",
+    "mpo-na": "mdpo on a non-adjacent graph: agents hear strangers instead of neighbours",
+    "mdpo-linear": "mdpo whose local models predict the next state linearly",
 }
 
 
@@ -87,16 +117,25 @@ class Communication:
     training: MessageCost
 
 
-def communication(method: Method, spec: Spec, topology: Topology) -> Communication:
+def communication(method: Method, system: System) -> Communication:
     """Messages of a method: observations within κ_actor hops to act; to train, observations within the wider of both
-    radii, and one advantage from each agent within κ_critic.
+    radii, and one advantage from each agent within κ_critic hops of feedback.
     """
+    spec, topology = system.spec, system.topology
     kappa_actor, kappa_critic = method.kappas(spec)
     sizes = spec.observation_sizes.astype(float)
     acting = topology.message_cost(kappa_actor, sizes)
     critic = topology.message_cost(kappa_critic, sizes)
-    advantages = topology.message_cost(kappa_critic, 1.0)
+    advantages = system.feedback.message_cost(kappa_critic, 1.0)
     per_agent = max(acting.per_agent, critic.per_agent) + advantages.per_agent
     centralised = critic.centralised + advantages.centralised
     training = MessageCost(per_agent, centralised, per_agent / centralised if centralised else 0.0)
     return Communication(acting, training)
+
+
+@functools.cache
+def displaced(topology: Topology) -> Topology:
+    """The graph of the control experiment: i and j hear each other where |i − j| = n // 2 (as published)."""
+    far = max(topology.n // 2, 1)
+    first = np.arange(topology.n - far)
+    return Topology.from_edges(topology.n, np.stack([first, first + far], axis=1), positions=topology.positions)

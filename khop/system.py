@@ -88,6 +88,8 @@ class Spec:
         metrics: name → unit of what ``System.metrics`` returns; always holds ``return``.
         baselines: names of the system's own classical controllers, without ``random``.
         kappa_actor, kappa_critic: hops that suit this system where a method leaves them open.
+        reward_limit: the size beyond which a step's reward tells of disaster rather than of better and worse; learners
+            count what lies beyond as this much unless told otherwise. None: there is no such size.
     """
 
     n: int
@@ -101,6 +103,7 @@ class Spec:
     baselines: tuple[str, ...] = ()
     kappa_actor: Kappa = 1
     kappa_critic: Kappa = 1
+    reward_limit: float | None = None
 
     @property
     def d(self) -> int:
@@ -112,7 +115,9 @@ class Step(eqx.Module):
     """What one step of a system returns.
 
     ``obs`` is the successor's true observation, also on the last step of an episode. ``terminated`` says that an
-    agent's future is over (no bootstrap); ``truncated`` says that the episode was merely cut off (bootstrap).
+    agent's future is over (no bootstrap); ``truncated`` says that the episode was merely cut off (bootstrap). ``lost``
+    says that the episode goes on but nothing the agents do can change it any more, as after a crash: every later step
+    brings the same rewards. Evaluation plays a lost episode to its end; training starts a new one.
     """
 
     state: PyTree
@@ -121,6 +126,7 @@ class Step(eqx.Module):
     terminated: Bool[Array, " n"]
     truncated: Bool[Array, ""]
     info: dict[str, Array]
+    lost: Bool[Array, ""] | bool = False
 
     @property
     def done(self) -> Bool[Array, ""]:
@@ -159,7 +165,7 @@ class System(eqx.Module):
     """A networked system as pure functions over arrays; jit, vmap over environments and shard over n freely.
 
     A subclass is a frozen dataclass of its parameters. Optional capabilities, found by name: ``baseline(name)``,
-    ``render(episodes) -> figure``.
+    ``render(episodes) -> figure``, ``known_reward(obs, action, next_obs) -> (n,)`` where observations tell the reward.
     """
 
     @property
@@ -171,6 +177,15 @@ class System(eqx.Module):
     @abc.abstractmethod
     def topology(self) -> Topology:
         """Who can hear whom; the same object at every call."""
+
+    @property
+    def feedback(self) -> Topology:
+        """Whose rewards an agent's actions can reach: i hears j here if j is affected by i at once.
+
+        Learning averages advantages along this graph. It is the topology itself unless influence is one-way, as down
+        a platoon; then leaving out those who cannot be reached leaves out noise alone. The same object at every call.
+        """
+        return self.topology
 
     @abc.abstractmethod
     def reset(self, key: PRNGKeyArray) -> tuple[PyTree, Float[Array, "n d"]]:
@@ -207,7 +222,7 @@ class RandomController(eqx.Module):
 def step_and_reset(
     system: System, key: PRNGKeyArray, state: PyTree, action: Array, cut: Bool[Array, ""] | bool = False
 ) -> tuple[PyTree, Float[Array, "n d"], Step]:
-    """Step, and start a new episode where the old one is over.
+    """Step, and start a new episode where the old one is over or lost.
 
     Args:
         system, key, state, action: as in ``System.step``.
@@ -221,8 +236,9 @@ def step_and_reset(
     step = system.step(step_key, state, action)
     step = eqx.tree_at(lambda s: s.truncated, step, step.truncated | cut)
     fresh_state, fresh_obs = system.reset(reset_key)
+    over = step.done | step.lost
     state, obs = jax.tree.map(
-        lambda fresh, old: jnp.where(step.done, fresh, old), (fresh_state, fresh_obs), (step.state, step.obs)
+        lambda fresh, old: jnp.where(over, fresh, old), (fresh_state, fresh_obs), (step.state, step.obs)
     )
     return state, obs, step
 

@@ -15,7 +15,8 @@ class Trajectory(eqx.Module):
     """What B environments went through in T steps, whichever world they were in.
 
     ``next_obs`` is the true successor of ``obs``, also where an episode ended and the next row already belongs to a
-    new one. ``carry`` is each actor's memory before the step, ``()`` for feed-forward actors.
+    new one. ``lost`` marks the last step of an episode that could only repeat that step's reward. ``carry`` is each
+    actor's memory before the step, ``()`` for feed-forward actors.
     """
 
     obs: Float[Array, "*T B n d"]
@@ -24,13 +25,14 @@ class Trajectory(eqx.Module):
     reward: Float[Array, "*T B n"]
     terminated: Bool[Array, "*T B n"]
     truncated: Bool[Array, "*T B"]
+    lost: Bool[Array, "*T B n"]
     next_obs: Float[Array, "*T B n d"]
     carry: PyTree
 
     @property
     def ended(self) -> Bool[Array, "*T B n"]:
-        """Where an agent's episode ends, for either reason: nothing flows back across it."""
-        return self.terminated | self.truncated[..., None] | jnp.all(self.terminated, -1, keepdims=True)
+        """Where an agent's episode ends, for whichever reason: nothing flows back across it."""
+        return self.terminated | self.lost | self.truncated[..., None] | jnp.all(self.terminated, -1, keepdims=True)
 
 
 def generalised_advantages(

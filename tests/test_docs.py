@@ -248,7 +248,7 @@ def test_the_table_of_messages_is_what_khop_counts() -> None:
     for name, row in rows.items():
         method, _, kappa = name.partition(" --kappa-critic ")
         chosen = experiment.configured(METHODS[method], **({"kappa_critic": int(kappa)} if kappa else {}))
-        cost = communication(chosen, platoon.spec, platoon.topology)
+        cost = communication(chosen, platoon)
         expected = [str(kappa) for kappa in chosen.kappas(platoon.spec)]
         for part in (cost.acting, cost.training):
             expected += [f"{part.per_agent:g}", f"{100 * part.share:.0f} %"]

@@ -30,7 +30,7 @@ def returns(system: System, agents: Learned) -> float:
 def test_decentralised_agents_learn_to_drive() -> None:
     """Three vehicles, 80k steps, two seeds: far above dice, which is where agents that learn nothing stay."""
     system = khop.make("platoon-catchup", vehicles=3, horizon=300)
-    training = Training(system, dataclasses.replace(METHODS["dppo"], hidden=(32,)), 80_000)
+    training = Training(system, METHODS["dppo"], 80_000)
     state = training.init_seeds([0, 1])
     dice = evaluate_baselines(system, ["random"], 50, seed=3)["random"]["return"].mean
     assert dice < -110
@@ -39,7 +39,7 @@ def test_decentralised_agents_learn_to_drive() -> None:
     while int(state.iteration[0]) * training.steps_per_iteration < training.steps:
         state, _ = iterate(state)
     for index in range(2):
-        assert returns(system, agents_of(state, index)) > -80
+        assert returns(system, agents_of(state, index)) > -70
 
 
 @pytest.mark.parametrize("method", ["ippo", "dppo", "cppo"])

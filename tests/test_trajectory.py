@@ -135,6 +135,7 @@ def test_an_episode_ends_for_an_agent_that_terminates_and_for_all_that_are_trunc
         reward=none,
         terminated=terminated,
         truncated=jnp.array([[False], [False], [True], [False]]),
+        lost=none.astype(bool),
         next_obs=none[..., None],
         carry=(),
     )

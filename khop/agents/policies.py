@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -42,14 +44,21 @@ class Actors(eqx.Module):
 
     def __call__(self, carry: PyTree, obs: Float[Array, "*batch n d"]) -> tuple[PyTree, Distribution]:
         """Every agent's distribution over its own actions."""
-        output = self.networks(seen(self.neighbourhood, obs))
+        return carry, self._distribution(self.networks(seen(self.neighbourhood, obs)), lambda bound: bound)
+
+    def agents_first(self, inputs: Float[Array, "n S Kd"]) -> Distribution:
+        """The distributions (n, S) for what the agents saw in S moments."""
+        return self._distribution(self.networks.agents_first(inputs), lambda bound: bound[:, None])
+
+    def _distribution(self, output: Float[Array, "*axes"], spread: Callable[[Array], Array]) -> Distribution:
+        """From what networks put out; ``spread`` gives a per-agent array (n, ·) the axes to broadcast against it."""
         if isinstance(self.action, DiscreteActions):
-            return carry, Categorical(output, jnp.asarray(self.action.mask))
-        low, high = jnp.asarray(self.action.low), jnp.asarray(self.action.high)
+            return Categorical(output, spread(jnp.asarray(self.action.mask)))
+        low, high = spread(jnp.asarray(self.action.low)), spread(jnp.asarray(self.action.high))
         half = (high - low) / 2
         mean = low + half * (1 + jnp.tanh(output))
-        scale = jnp.broadcast_to(half * jnp.exp(self.log_scale), mean.shape)
-        return carry, BoundedNormal(mean, scale, low, high)
+        scale = jnp.broadcast_to(half * jnp.exp(spread(self.log_scale)), mean.shape)
+        return BoundedNormal(mean, scale, low, high)
 
 
 class Critics(eqx.Module):
@@ -68,6 +77,10 @@ class Critics(eqx.Module):
     def __call__(self, obs: Float[Array, "*batch n d"]) -> Float[Array, "*batch n"]:
         """Every agent's value."""
         return self.networks(seen(self.neighbourhood, obs))[..., 0]
+
+    def agents_first(self, inputs: Float[Array, "n S Kd"]) -> Float[Array, "n S"]:
+        """The values for what the agents saw in S moments."""
+        return self.networks.agents_first(inputs)[..., 0]
 
     def rescaled(self, factor: Float[Array, " n"]) -> Critics:
         """Critics whose every output is ``factor`` times what it was, by way of the last layer alone."""

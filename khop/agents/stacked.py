@@ -27,16 +27,26 @@ class Stacked(eqx.Module):
     def __call__(self, x: Float[Array, "*batch n f"]) -> Float[Array, "*batch n g"]:
         """Every agent's network on its own row."""
         *batch, n, features = x.shape
-        if self.share:
-            y = jax.vmap(self.network)(x.reshape(-1, features))
-            return y.reshape(*batch, n, -1)
-        rows = jnp.moveaxis(x.reshape(-1, n, features), 1, 0)  # agents lead: one batched matrix product a layer
-        y = eqx.filter_vmap(lambda network, rows: jax.vmap(network)(rows))(self.network, rows)
+        y = self.agents_first(jnp.moveaxis(x.reshape(-1, n, features), 1, 0))
         return jnp.moveaxis(y, 0, 1).reshape(*batch, n, -1)
 
+    def agents_first(self, x: Float[Array, "n S f"]) -> Float[Array, "n S g"]:
+        """The same for S moments in the order that computes fastest: one batched matrix product a layer."""
+        if self.share:
+            return jax.vmap(jax.vmap(self.network))(x)
+        return eqx.filter_vmap(lambda network, rows: jax.vmap(network)(rows))(self.network, x)
 
-def mlp(inputs: int, hidden: tuple[int, ...], outputs: int, gain: float, *, key: PRNGKeyArray) -> eqx.nn.Sequential:
-    """A tanh network with zero biases and variance-preserving weights, its last layer scaled by ``gain``.
+
+def mlp(
+    inputs: int,
+    hidden: tuple[int, ...],
+    outputs: int,
+    gain: float,
+    activation: Callable[[Array], Array] = jnp.tanh,
+    *,
+    key: PRNGKeyArray,
+) -> eqx.nn.Sequential:
+    """A network with zero biases and variance-preserving weights, its last layer scaled by ``gain``.
 
     The weights are drawn, not orthogonalised: a batched QR factorisation inside jit can deadlock XLA's thread pool on
     machines of few cores.
@@ -51,7 +61,7 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int, gain: float, *, key:
         weight = flat.reshape(rows, columns) * (scale / columns**0.5)
         linear = eqx.nn.Linear(columns, rows, key=key)
         layers.append(eqx.tree_at(lambda layer: (layer.weight, layer.bias), linear, (weight, jnp.zeros(rows))))
-        layers.append(eqx.nn.Lambda(jnp.tanh))
+        layers.append(eqx.nn.Lambda(activation))
     return eqx.nn.Sequential(layers[:-1])
 
 

@@ -1,8 +1,9 @@
 """Decentralised PPO on extended value functions.
 
 Every agent is a learner of its own: its loss averages over its own samples, its gradient is clipped by its own norm,
-and its KL stop ends its own policy's updates. What agents exchange is the advantage: A_i is averaged over the κ hops
-that the critic sees (the gradient of Ma et al. 2024, eqs. 4–5, through GAE).
+and its KL stop ends its own policy's updates. What agents exchange is the advantage: an agent averages those within κ
+hops that its own actions can reach (the gradient of Ma et al. 2024, eqs. 4–5, through GAE). The published sum runs over
+all within κ hops; terms of agents that cannot be reached have mean 0 and are noise.
 
 Differences from the published implementation, which has them as defects: targets carry no gradient, advantages are
 computed once per batch, standardised over the batch rather than per trajectory, truncation bootstraps, the KL stop
@@ -20,10 +21,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from khop.agents.policies import Actors, Critics
+from khop.agents.policies import Actors, Critics, seen
 from khop.agents.stacked import leading
 from khop.errors import InputError
 from khop.learners.losses import clipped_surrogate, divergence, squared_error, standardised
+from khop.topology import Neighbourhood
 from khop.trajectory import Trajectory, generalised_advantages
 
 Agents = TypeVar("Agents", Actors, Critics)
@@ -62,16 +64,18 @@ class LearnerState(eqx.Module):
     actor_moments: optax.OptState
     critic_moments: optax.OptState
     value_scale: ValueScale
+    feedback: Neighbourhood = eqx.field(static=True)  # over whom an agent's advantage is averaged
 
 
 class Samples(NamedTuple):
-    """S moments of all agents, as the losses need them."""
+    """S moments of every agent, as the losses need them."""
 
-    obs: Float[Array, "S n d"]
-    action: Array
-    log_prob: Float[Array, "S n"]
-    advantage: Float[Array, "S n"]
-    target: Float[Array, "S n"]
+    actor_input: Float[Array, "n S f"]
+    critic_input: Float[Array, "n S g"]
+    action: Array  # (n, S) int or (n, S, a) float
+    log_prob: Float[Array, "n S"]
+    advantage: Float[Array, "n S"]
+    target: Float[Array, "n S"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +86,7 @@ class PPO:
     """Adam's step size for the policies."""
     critic_learning_rate: float = 1e-3
     """Adam's step size for the values."""
-    epochs: int = 8
+    epochs: int = 6
     """Passes over each batch."""
     minibatches: int = 16
     """Gradient steps in a pass."""
@@ -92,7 +96,7 @@ class PPO:
     """λ of the generalised advantages."""
     clip: float = 0.2
     """ε, how far a probability ratio may pay off."""
-    entropy: float = 0.002
+    entropy: float = 0.01
     """Weight of the entropy bonus."""
     target_kl: float = 0.02
     """An agent's policy stands still for the rest of a batch once its KL exceeds this."""
@@ -100,21 +104,26 @@ class PPO:
     """Each agent's gradient is clipped to this norm."""
     anneal: bool = True
     """Let step sizes and entropy bonus fall linearly to 0 over the budget."""
+    reward_limit: float | None = None
+    """Rewards beyond this size count as this size; None for what suits the system."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if not low <= value <= high:  # NaN fails too
                 raise InputError(f"{name} must lie between {low:g} and {high:g}, not {value:g}.")
+        if self.reward_limit is not None and not self.reward_limit > 0:
+            raise InputError(f"reward_limit must be above 0 (inf: no limit), not {self.reward_limit:g}.")
 
-    def init(self, actors: Actors, critics: Critics) -> LearnerState:
-        """Fresh optimisers for fresh networks."""
+    def init(self, actors: Actors, critics: Critics, feedback: Neighbourhood) -> LearnerState:
+        """Fresh optimisers for fresh networks; ``feedback`` says over whom each agent's advantage is averaged."""
         return LearnerState(
             actors,
             critics,
             ADAM.init(eqx.filter(actors, eqx.is_inexact_array)),
             ADAM.init(eqx.filter(critics, eqx.is_inexact_array)),
-            ValueScale.initial(critics.neighbourhood.n),
+            ValueScale.initial(feedback.n),
+            feedback,
         )
 
     def update(
@@ -130,7 +139,7 @@ class PPO:
         """
         vigour = remaining if self.anneal else jnp.ones(())
         state, samples = self.prepare(state, trajectory)
-        total = samples.log_prob.shape[0]
+        n, total = samples.log_prob.shape
         size = total // self.minibatches
 
         def epoch(carry: tuple, key: PRNGKeyArray) -> tuple[tuple, dict]:
@@ -139,27 +148,32 @@ class PPO:
 
         def step(carry: tuple, rows: Array) -> tuple[tuple, dict]:
             learning, dynamic = carry
-            batch = jax.tree.map(lambda leaf: leaf[rows], samples)
+            batch = jax.tree.map(lambda leaf: leaf[:, rows], samples)
             learning, state, metrics = self.improve(learning, eqx.combine(dynamic, static), batch, vigour)
             return (learning, eqx.filter(state, eqx.is_array)), metrics
 
         dynamic, static = eqx.partition(state, eqx.is_array)
-        learning = jnp.ones(samples.log_prob.shape[1], bool)
+        learning = jnp.ones(n, bool)
         (learning, dynamic), metrics = jax.lax.scan(epoch, (learning, dynamic), jax.random.split(key, self.epochs))
         metrics = {name: value.mean() for name, value in metrics.items()}
         metrics |= {"stopped": jnp.mean(~learning), "value_scale": state.value_scale.value.mean()}
         return eqx.combine(dynamic, static), metrics
 
     def prepare(self, state: LearnerState, trajectory: Trajectory) -> tuple[LearnerState, Samples]:
-        """Advantages and targets of a batch, its T × B moments flattened to S.
+        """Inputs, advantages and targets of a batch, its T × B moments flattened to S.
 
         A critic's network puts out its agent's value in units of that agent's running scale; everything here is in the
         rewards' own units, so that averaging advantages over neighbours weighs all agents' rewards alike.
         """
         scale = state.value_scale.value
         value, next_value = scale * state.critics(trajectory.obs), scale * state.critics(trajectory.next_obs)
+        reward = trajectory.reward
+        if self.reward_limit is not None:
+            reward = jnp.clip(reward, -self.reward_limit, self.reward_limit)
+        # A lost episode repeats its last reward for ever.
+        next_value = jnp.where(trajectory.lost, reward / max(1 - self.discount, 1e-4), next_value)
         advantage = generalised_advantages(
-            trajectory.reward,
+            reward,
             value,
             next_value,
             trajectory.terminated,
@@ -171,9 +185,16 @@ class PPO:
         new = state.value_scale.updated(target, state.critics.networks.share)
         critics = state.critics.rescaled(scale / new.value)  # the values stay what they are (van Hasselt et al. 2016)
         state = eqx.tree_at(lambda s: (s.critics, s.value_scale), state, (critics, new))
-        shared = standardised(state.critics.neighbourhood.mean(advantage))
-        samples = Samples(trajectory.obs, trajectory.action, trajectory.log_prob, shared, target / new.value)
-        samples = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), samples)
+        samples = Samples(
+            seen(state.actors.neighbourhood, trajectory.obs),
+            seen(state.critics.neighbourhood, trajectory.obs),
+            trajectory.action,
+            trajectory.log_prob,
+            state.feedback.mean(advantage),
+            target / new.value,
+        )
+        samples = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, *leaf.shape[2:]), 1, 0), samples)
+        samples = samples._replace(advantage=standardised(samples.advantage))
         return state, jax.lax.stop_gradient(samples)
 
     def improve(
@@ -201,19 +222,20 @@ class PPO:
             "kl": kl.mean(),
             "entropy": entropy.mean(),
         }
-        return learning, LearnerState(actors, critics, actor_moments, critic_moments, state.value_scale), metrics
+        new = LearnerState(actors, critics, actor_moments, critic_moments, state.value_scale, state.feedback)
+        return learning, new, metrics
 
     def actor_loss(self, actors: Actors, batch: Samples, bonus: Float[Array, ""]) -> tuple[Array, tuple[Array, Array]]:
         """Sum over agents of surrogate minus entropy bonus: the gradient of each agent is that of it alone."""
-        _, distribution = actors((), batch.obs)
+        distribution = actors.agents_first(batch.actor_input)
         log_prob = distribution.log_prob(batch.action)
-        entropy = distribution.entropy().mean(0)
+        entropy = distribution.entropy().mean(-1)
         loss = clipped_surrogate(log_prob, batch.log_prob, batch.advantage, self.clip) - bonus * entropy
         return loss.sum(), (divergence(log_prob, batch.log_prob), entropy)
 
     def critic_loss(self, critics: Critics, batch: Samples) -> Array:
         """Sum over agents of the value error."""
-        return squared_error(critics(batch.obs), batch.target).sum()
+        return squared_error(critics.agents_first(batch.critic_input), batch.target).sum()
 
     def descend(
         self, agents: Agents, gradient: Agents, moments: optax.OptState, rate: Array, learning: Bool[Array, " n"]

@@ -34,6 +34,7 @@ COLLISION_HEADWAY = 1.0  # m
 STOP_HEADWAY, GO_HEADWAY = 5.0, 35.0  # m, where the optimal velocity leaves 0 and reaches MAX_SPEED
 BRAKING_STEPS = 300  # Slow-down: the leader reaches TARGET_SPEED after 30 s
 SETTLED_HEADWAY, SETTLED_SPEED = 1.0, 0.75  # m and m/s, 5 % of the targets
+REWARD_LIMIT = 500.0  # a headway error of 22 m: beyond it, what counts is to get back soon
 GAINS = np.array([(0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)])  # (α, β) of the four actions
 
 
@@ -80,6 +81,13 @@ def _chain(vehicles: int) -> Topology:
 
 
 @functools.lru_cache
+def _backwards(vehicles: int) -> Topology:
+    """Vehicle i affects i + 1 and nobody ahead of it."""
+    followers = np.arange(1, vehicles)
+    return Topology.from_edges(vehicles, np.stack([followers, followers - 1], axis=1), directed=True)
+
+
+@functools.lru_cache
 def _spec(vehicles: int, horizon: int) -> Spec:
     gains = tuple(gains_name(*pair) for pair in GAINS)
     return Spec(
@@ -100,6 +108,7 @@ def _spec(vehicles: int, horizon: int) -> Spec:
         baselines=(*gains, "best-constant-pair", "best-constant"),
         kappa_actor=1,
         kappa_critic=2,
+        reward_limit=REWARD_LIMIT,
     )
 
 
@@ -110,8 +119,8 @@ class Platoon(System):
     predicted headway error, last acceleration. Action: the gains (α, β) of
     u = α (v°(h) − v) + β (v_leader − v), one of (0, 0), (½, 0), (0, ½), (½, ½). Reward per vehicle and step:
     −(h − 20)² − (v − 15)² − 0.1 u². Vehicle 0 follows a virtual leader. Once a headway falls below 1 m the platoon
-    stands frozen and every vehicle pays ``collision_penalty`` at every remaining step. Episodes are truncated after
-    ``horizon`` steps and never terminate.
+    stands frozen, its episode lost, and every vehicle pays ``collision_penalty`` at every remaining step. Episodes are
+    truncated after ``horizon`` steps and never terminate.
     """
 
     vehicles: int = 8
@@ -136,6 +145,10 @@ class Platoon(System):
     @property
     def topology(self) -> Topology:
         return _chain(self.vehicles)
+
+    @property
+    def feedback(self) -> Topology:
+        return _backwards(self.vehicles)
 
     @abc.abstractmethod
     def initial_state(self, key: PRNGKeyArray) -> PlatoonState:
@@ -166,6 +179,7 @@ class Platoon(System):
                 "acceleration": state.acceleration,
                 "crashed": state.crashed,
             },
+            lost=state.crashed,
         )
 
     def _move(self, state: PlatoonState, action: Int[Array, " n"]) -> PlatoonState:
@@ -203,6 +217,17 @@ class Platoon(System):
             ],
             axis=-1,
         )
+
+    def known_reward(
+        self, obs: Float[Array, "n 5"], action: Int[Array, " n"], next_obs: Float[Array, "n 5"]
+    ) -> Float[Array, " n"]:
+        """The reward as the next observation tells it, exact while the speed ahead differs by less than 10 m/s."""
+        speed_error = TARGET_SPEED * next_obs[:, 0]
+        headway_error = TARGET_HEADWAY * next_obs[:, 3] - 5 * next_obs[:, 1] * INTERVAL
+        acceleration = MAX_ACCELERATION * next_obs[:, 4]
+        crashed = headway_error + TARGET_HEADWAY < COLLISION_HEADWAY
+        cost = headway_error**2 + speed_error**2 + 0.1 * acceleration**2
+        return -jnp.where(crashed, self.collision_penalty, cost)
 
     def metrics(self, episode: Episode) -> dict[str, Float[Array, ""]]:
         """Return, collision rate, RMSE of headway and speed, and settling time.

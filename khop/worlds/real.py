@@ -59,6 +59,7 @@ class RealWorld(eqx.Module):
                 reward=step.reward,
                 terminated=step.terminated,
                 truncated=step.truncated,
+                lost=jnp.broadcast_to(jnp.asarray(step.lost)[..., None], step.terminated.shape),
                 next_obs=step.obs,
                 carry=state.carry,
             )

@@ -46,7 +46,7 @@ def learner_state(learner: PPO, share: bool = False) -> LearnerState:
     actors = with_random_weights(lambda key: Actors(SPEC, hood, (8,), share, key=key), 1)
     critics = with_random_weights(lambda key: Critics(SPEC, hood, (8,), share, key=key), 2)
     actors, critics = (jax.tree.map(lambda x: x / 3 if eqx.is_array(x) else x, agents) for agents in (actors, critics))
-    return learner.init(actors, critics)
+    return learner.init(actors, critics, hood)
 
 
 def experience(state: LearnerState, steps: int = T, rows: int = B) -> Trajectory:
@@ -62,6 +62,7 @@ def experience(state: LearnerState, steps: int = T, rows: int = B) -> Trajectory
         reward=jnp.asarray(random.normal(size=(steps, rows, N)), jnp.float32),
         terminated=jnp.zeros((steps, rows, N), bool),
         truncated=jnp.zeros((steps, rows), bool),
+        lost=jnp.zeros((steps, rows, N), bool),
         next_obs=next_obs,
         carry=(),
     )
@@ -111,7 +112,7 @@ def test_advantages_are_averaged_over_neighbours_and_standardised() -> None:
     ends = (reward, jnp.ones((T, B, N), bool))
     samples = prepared(ONE_STEP, state, eqx.tree_at(lambda t: (t.reward, t.terminated), trajectory, ends))
     first, last = jnp.array([4, 8 / 3, 0, 0]), jnp.array([0, 4 / 3, 4 / 3, 2])
-    averaged = jnp.zeros((T * B, N)).at[0].set(first).at[-1].set(last)
+    averaged = jnp.zeros((N, T * B)).at[:, 0].set(first).at[:, -1].set(last)
     np.testing.assert_allclose(samples.advantage, standardised(averaged), rtol=1e-4, atol=1e-5)
 
 
@@ -124,7 +125,7 @@ def test_truncation_bootstraps_and_termination_does_not() -> None:
     terminated = jnp.zeros((T, B, N), bool).at[0, 2].set(True)
     ends = (reward, truncated, terminated)
     trajectory = eqx.tree_at(lambda t: (t.reward, t.truncated, t.terminated), trajectory, ends)
-    target = prepared(ONE_STEP, state, trajectory).target.reshape(T, B, N)[0]
+    target = prepared(ONE_STEP, state, trajectory).target.T.reshape(T, B, N)[0]
     np.testing.assert_allclose(target / target[:1], np.array([12, 12, 3])[:, None] / 12 * np.ones(N), rtol=1e-4)
 
 
@@ -155,7 +156,8 @@ def test_policies_come_to_prefer_what_pays() -> None:
     learner = dataclasses.replace(ONE_STEP, epochs=10, target_kl=10.0, trace=0.0, discount=0.0)
     state = learner_state(learner)
     alone = LINE.neighbourhood(0)  # no neighbour's advantages
-    state = learner.init(state.actors, with_random_weights(lambda key: Critics(SPEC, alone, (8,), False, key=key)))
+    critics = with_random_weights(lambda key: Critics(SPEC, alone, (8,), False, key=key))
+    state = learner.init(state.actors, critics, alone)
     state = with_constant_values(state, 0.5)
     trajectory = experience(state, steps=32)
     paid = jnp.arange(N) % 2

@@ -1,0 +1,127 @@
+"""Local models: every agent predicts its own next observation, reward and ending from what its neighbourhood does.
+
+What crosses an edge is a state and an action. The first layer of an agent's network is a sum of messages, one from every
+slot of its neighbourhood, each with weights of its own, so that a leader and a follower are told apart and an agent
+without neighbours still sees itself.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from khop.agents.policies import seen
+from khop.agents.stacked import Stacked, mlp
+from khop.system import ContinuousActions, DiscreteActions, Spec
+from khop.topology import Neighbourhood
+
+
+class Scales(eqx.Module):
+    """Mean and spread of what each agent's models read and predict, in the system's own units."""
+
+    obs_mean: Float[Array, "n d"]
+    obs_spread: Float[Array, "n d"]
+    change_mean: Float[Array, "n d"]
+    change_spread: Float[Array, "n d"]
+    reward_mean: Float[Array, " n"]  # of symlog rewards
+    reward_spread: Float[Array, " n"]
+    low: Float[Array, "n d"]  # the range seen
+    high: Float[Array, "n d"]
+
+    @classmethod
+    def unknown(cls, n: int, d: int) -> Scales:
+        """Before any experience."""
+        zero, one = jnp.zeros((n, d)), jnp.ones((n, d))
+        return cls(zero, one, zero, one, zero[:, 0], one[:, 0], zero, zero)
+
+
+class Outcome(NamedTuple):
+    """What an agent's models say of a step: symlog reward, in units of its spread, and logits of the two endings."""
+
+    reward: Float[Array, "*batch n"]
+    terminated: Float[Array, "*batch n"]
+    lost: Float[Array, "*batch n"]
+
+
+class LocalModels(eqx.Module):
+    """p̂_i(s'_i, r_i, end_i | s_j, a_j; j within κ hops of i), for all agents at once (Ma et al. 2024, Methods).
+
+    Two networks an agent: the *transition* predicts the change of its own observation, the *outcome* reads the same and
+    the next observation, on which rewards and endings usually depend.
+    """
+
+    transition: Stacked
+    outcome: Stacked
+    neighbourhood: Neighbourhood = eqx.field(static=True)
+    action: DiscreteActions | ContinuousActions = eqx.field(static=True)
+
+    def __init__(
+        self,
+        spec: Spec,
+        neighbourhood: Neighbourhood,
+        hidden: tuple[int, ...],
+        linear: bool,
+        share: bool,
+        *,
+        key: PRNGKeyArray,
+    ):
+        inputs = neighbourhood.width * (spec.d + spec.action.width)
+        keys = jax.random.split(key)
+        layers = () if linear else hidden
+        self.transition = Stacked(
+            lambda key: mlp(inputs, layers, spec.d, 0.1, jax.nn.silu, key=key), spec.n, share, key=keys[0]
+        )
+        self.outcome = Stacked(
+            lambda key: mlp(inputs + spec.d, hidden, 3, 0.1, jax.nn.silu, key=key), spec.n, share, key=keys[1]
+        )
+        self.neighbourhood = neighbourhood
+        self.action = spec.action
+
+    def inputs(
+        self, scales: Scales, obs: Float[Array, "*batch n d"], action: Array, local: bool = False
+    ) -> Float[Array, "*batch n f"]:
+        """What every agent's networks read.
+
+        With ``local``, no gradient flows back to a neighbour: what arrives over an edge is a number, not a derivative.
+        """
+        sent = jnp.concatenate([(obs - scales.obs_mean) / scales.obs_spread, _encoded(action, self.action)], -1)
+        if not local:
+            return seen(self.neighbourhood, sent)
+        heard = jax.lax.stop_gradient(seen(self.neighbourhood, sent))
+        return jnp.concatenate([sent, heard[..., sent.shape[-1] :]], -1)  # slot 0 is the agent itself
+
+    def next_obs(
+        self, scales: Scales, obs: Float[Array, "*batch n d"], inputs: Float[Array, "*batch n f"]
+    ) -> Float[Array, "*batch n d"]:
+        """The predicted next observation."""
+        return obs + scales.change_mean + scales.change_spread * self.transition(inputs)
+
+    def judge(
+        self, scales: Scales, inputs: Float[Array, "*batch n f"], next_obs: Float[Array, "*batch n d"]
+    ) -> Outcome:
+        """Reward and endings of a step whose next observation is known or predicted."""
+        arrived = (next_obs - scales.obs_mean) / scales.obs_spread
+        output = self.outcome(jnp.concatenate([inputs, arrived], -1))
+        return Outcome(output[..., 0], output[..., 1], output[..., 2])
+
+
+def symlog(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """sign(x) log(1 + |x|): keeps small differences visible beside large values (Hafner et al. 2023)."""
+    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
+
+
+def symexp(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The inverse of ``symlog``."""
+    return jnp.sign(x) * jnp.expm1(jnp.abs(x))
+
+
+def _encoded(action: Array, actions: DiscreteActions | ContinuousActions) -> Float[Array, "*batch n a"]:
+    """Actions as features: one-hot, or the place in the box from −1 to 1."""
+    if isinstance(actions, DiscreteActions):
+        return jax.nn.one_hot(action, actions.width)
+    low, high = jnp.asarray(actions.low), jnp.asarray(actions.high)
+    return 2 * (action - low) / (high - low) - 1
