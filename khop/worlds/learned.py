@@ -34,6 +34,7 @@ from khop.worlds.memory import Memory, Windows
 LONGEST = 200  # steps up to which errors are measured
 HELD_OUT_WINDOWS = 128
 VALIDATION_ROUND = 25  # gradient steps between two looks at the held-out error
+AVERAGING = 0.04  # share of the newest parameters in their running average
 PATIENCE = 4  # rounds without progress before an agent's models stop learning
 PROGRESS = 0.98  # of the best error so far: what counts as progress
 FEWEST = 0.1  # of the held-out windows that must reach so far ahead; with fewer, all counts as unknown
@@ -64,7 +65,7 @@ class Imagination:
     """T, the most steps of an imagined rollout."""
     branches: int = 510
     """Imagined rollouts side by side; a multiple of the ensemble."""
-    rounds: int = 20
+    rounds: int = 15
     """Imagined batches between two real ones."""
     imagined_share: float = 0.95
     """Probability that a round practises on imagined instead of real experience."""
@@ -90,8 +91,6 @@ class Imagination:
             raise InputError(f"imagined_share must lie between 0 and 1, not {self.imagined_share:g}.")
         if not self.gate > 0 or not self.model_learning_rate > 0:
             raise InputError("gate and model_learning_rate must be above 0.")
-        if self.model_reward not in ("learned", "known"):
-            raise InputError(f"model_reward must be learned or known, not {self.model_reward!r}.")
 
 
 class LearnedState(eqx.Module):
@@ -129,7 +128,7 @@ class LearnedWorld(eqx.Module):
             models,
             ADAM.init(eqx.filter(models, eqx.is_inexact_array)),
             Scales.unknown(spec.n, spec.d),
-            jnp.ones((min(LONGEST, self.steps), spec.n)),
+            jnp.ones((max(min(LONGEST, self.steps - 1), options.branch_length), spec.n)),
         )
 
     # Fit --------------------------------------------------------------------------------------------------------------
@@ -143,9 +142,11 @@ class LearnedWorld(eqx.Module):
         held_out_key, learn_key, error_key = jax.random.split(key, 3)
         held_out = memory.windows(held_out_key, HELD_OUT_WINDOWS, self.options.window, held_out=True)
         models, moments, rounds = self._learn(learn_key, memory, scales, held_out, state.models, state.moments)
-        error, disagreement = self._errors(error_key, memory, scales, models)
-        known = memory.added > 1  # one segment is held out
-        error = jnp.where(known, error, 1.0)
+        near_key, far_key = jax.random.split(error_key)
+        near, disagreement = self._errors(near_key, memory, scales, models, self.options.branch_length)
+        far, _ = self._errors(far_key, memory, scales, models, min(LONGEST, self.steps - 1))
+        error = jnp.concatenate([near, far[len(near) :]])
+        error = jnp.where(memory.added > 1, error, 1.0)  # before the second segment nothing is held out
         state = LearnedState(memory, models, moments, scales, error)
         ahead = {f"model_error_{h}": error[h - 1].mean() for h in (1, 5, 25, 100, 200) if h <= len(error)}
         worst = {"model_error_worst_agent": error[0].max()}
@@ -161,7 +162,11 @@ class LearnedWorld(eqx.Module):
         models: LocalModels,
         moments: optax.OptState,
     ) -> tuple[LocalModels, optax.OptState, Int[Array, ""]]:
-        """Gradient steps until no agent's held-out error falls any more; every agent keeps its best models."""
+        """Gradient steps until no agent's held-out error falls any more; every agent keeps its best models.
+
+        What is judged and kept is the running average of the parameters, which is far more precise than where the last
+        noisy step has led.
+        """
         dynamic, static = eqx.partition(models, eqx.is_inexact_array)
 
         def held_out_error(dynamic: LocalModels) -> Float[Array, " n"]:
@@ -169,7 +174,7 @@ class LearnedWorld(eqx.Module):
             return losses.mean(0)
 
         def gradient_step(carry: tuple, key: PRNGKeyArray) -> tuple[tuple, None]:
-            dynamic, moments, learning = carry
+            dynamic, average, moments, learning = carry
             windows = jax.vmap(
                 lambda key: memory.windows(key, self.options.model_batch, self.options.window, held_out=False)
             )(jax.random.split(key, self.options.ensemble))
@@ -181,10 +186,13 @@ class LearnedWorld(eqx.Module):
             updates, moments = ADAM.update(gradient, moments)
             rate = self.options.model_learning_rate
             updates = jax.tree.map(lambda leaf: -rate * leaf * leading(learning, leaf[0])[None], updates)
-            return (eqx.apply_updates(dynamic, updates), moments, learning), None
+            dynamic = eqx.apply_updates(dynamic, updates)
+            average = jax.tree.map(lambda slow, fast: slow + AVERAGING * (fast - slow), average, dynamic)
+            return (dynamic, average, moments, learning), None
 
         class Search(NamedTuple):
             dynamic: LocalModels
+            average: LocalModels
             moments: optax.OptState
             best: LocalModels
             best_error: Float[Array, " n"]
@@ -199,18 +207,21 @@ class LearnedWorld(eqx.Module):
             key, round_key = jax.random.split(search.key)
             keys = jax.random.split(round_key, VALIDATION_ROUND)
             learning = search.idle < PATIENCE
-            (dynamic, moments, _), _ = jax.lax.scan(gradient_step, (search.dynamic, search.moments, learning), keys)
-            error = held_out_error(dynamic)
+            start = (search.dynamic, search.average, search.moments, learning)
+            (dynamic, average, moments, _), _ = jax.lax.scan(gradient_step, start, keys)
+            error = held_out_error(average)
             better = error < search.best_error
             best = jax.tree.map(
-                lambda old, new: jnp.where(leading(better, new[0])[None], new, old), search.best, dynamic
+                lambda old, new: jnp.where(leading(better, new[0])[None], new, old), search.best, average
             )
             idle = jnp.where(error < PROGRESS * search.best_error, 0, search.idle + 1)
             lowest = jnp.minimum(error, search.best_error)
-            return Search(dynamic, moments, best, lowest, idle, search.round + 1, key)
+            return Search(dynamic, average, moments, best, lowest, idle, search.round + 1, key)
 
         n = self.system.spec.n
-        start = Search(dynamic, moments, dynamic, held_out_error(dynamic), jnp.zeros(n, int), jnp.zeros((), int), key)
+        start = Search(
+            dynamic, dynamic, moments, dynamic, held_out_error(dynamic), jnp.zeros(n, int), jnp.zeros((), int), key
+        )
         found = jax.lax.while_loop(unfinished, one_round, start)
         return eqx.combine(found.best, static), found.moments, found.round
 
@@ -238,10 +249,9 @@ class LearnedWorld(eqx.Module):
         return state_loss + reward_loss + ending.mean(0)
 
     def _errors(
-        self, key: PRNGKeyArray, memory: Memory, scales: Scales, models: LocalModels
+        self, key: PRNGKeyArray, memory: Memory, scales: Scales, models: LocalModels, horizon: int
     ) -> tuple[Float[Array, "H n"], Float[Array, ""]]:
         """Held-out error 1 … H steps ahead, and how far the ensemble disagrees one step ahead, in the same unit."""
-        horizon = min(LONGEST, self.steps)
         windows = memory.windows(key, HELD_OUT_WINDOWS, horizon, held_out=True)
 
         def ahead(obs: Array, moment: tuple) -> tuple[Array, tuple[Array, Array]]:

@@ -1,0 +1,248 @@
+"""Local models: local in what they read and in what they learn from; and the rollouts imagined in them."""
+
+import dataclasses
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import with_random_weights
+
+import khop
+from khop import Topology
+from khop.agents.dynamics import LocalModels, Scales, symexp, symlog
+from khop.errors import InputError
+from khop.methods import METHODS, displaced
+from khop.training import Training, TrainingState
+from khop.trajectory import Trajectory
+from khop.worlds.learned import Imagination, LearnedWorld, measured
+from khop.worlds.memory import Windows
+
+VEHICLES = 4
+PLATOON = khop.make("platoon-catchup", vehicles=VEHICLES)
+SMALL = Imagination(
+    ensemble=2, model_hidden=(32,), branches=40, branch_length=10, rounds=2, fit_rounds=40, memory=1600, model_batch=32
+)
+MDPO = dataclasses.replace(METHODS["mdpo"], hidden=(16,), environments=2, rollout=200, imagination=SMALL)
+
+
+def models_and_scales(kappa: int | str) -> tuple[LocalModels, Scales]:
+    hood = PLATOON.topology.neighbourhood(kappa)
+    models = with_random_weights(lambda key: LocalModels(PLATOON.spec, hood, (8,), False, False, key=key))
+    return models, Scales.unknown(VEHICLES, PLATOON.spec.d)
+
+
+@pytest.mark.parametrize("kappa", [0, 1, 2, "all"])
+def test_a_model_reads_its_neighbourhood_and_nothing_else(kappa: int | str) -> None:
+    models, scales = models_and_scales(kappa)
+    random = np.random.default_rng(0)
+    obs = jnp.asarray(random.normal(size=(VEHICLES, 5)), jnp.float32)
+    action = jnp.zeros(VEHICLES, int)
+
+    def predicted(obs: jax.Array, action: jax.Array) -> np.ndarray:
+        inputs = models.inputs(scales, obs, action)
+        outcome = models.judge(scales, inputs, obs * 0)
+        return np.concatenate([models.next_obs(scales, obs * 0, inputs), jnp.stack(outcome, -1)], -1)
+
+    before = predicted(obs, action)
+    hops = abs(np.arange(VEHICLES) - np.arange(VEHICLES)[:, None])
+    for changed in range(VEHICLES):
+        within = np.full(VEHICLES, True) if kappa == "all" else hops[changed] <= kappa
+        for after in (predicted(obs.at[changed].add(1.0), action), predicted(obs, action.at[changed].set(2))):
+            np.testing.assert_array_equal(abs(after - before).max(-1) > 1e-4, within)
+
+
+def windows_of(steps: int) -> Windows:
+    random = np.random.default_rng(1)
+    shape = (6, steps, VEHICLES)
+    return Windows(
+        obs=jnp.asarray(random.normal(size=(6, VEHICLES, 5)), jnp.float32),
+        action=jnp.asarray(random.integers(0, 4, shape)),
+        next_obs=jnp.asarray(random.normal(size=(*shape, 5)), jnp.float32),
+        reward=jnp.asarray(random.normal(size=shape), jnp.float32),
+        terminated=jnp.zeros(shape, bool),
+        lost=jnp.zeros(shape, bool),
+        weight=jnp.ones((6, steps)),
+    )
+
+
+def test_a_loss_sends_no_gradient_into_the_neighbours_parameters() -> None:
+    """Although over three steps every prediction depends on the neighbours' predictions."""
+    models, scales = models_and_scales(1)
+    world = LearnedWorld(PLATOON, SMALL, PLATOON.topology.neighbourhood(1), 2, 200)
+
+    def loss(models: LocalModels, agent: int) -> jax.Array:
+        return world.loss(models, scales, windows_of(3))[agent]
+
+    for agent in range(VEHICLES):
+        gradient = eqx.filter_grad(loss)(models, agent)
+        size = sum(np.abs(leaf).reshape(VEHICLES, -1).max(-1) for leaf in jax.tree.leaves(gradient))
+        np.testing.assert_array_equal(size > 0, np.arange(VEHICLES) == agent)
+
+
+def test_weights_of_zero_take_steps_out_of_the_loss() -> None:
+    models, scales = models_and_scales(1)
+    world = LearnedWorld(PLATOON, SMALL, PLATOON.topology.neighbourhood(1), 2, 200)
+    windows = windows_of(3)
+    cut = windows._replace(weight=windows.weight.at[:, 1:].set(0.0))
+    spoilt = cut._replace(next_obs=cut.next_obs.at[:, 1:].set(1e3))
+    np.testing.assert_allclose(world.loss(models, scales, cut), world.loss(models, scales, spoilt), rtol=1e-6)
+
+
+def test_symlog() -> None:
+    np.testing.assert_allclose(symlog(jnp.array([0.0, np.e - 1, 1 - np.e])), [0, 1, -1], atol=1e-6)
+    values = jnp.array([-1e5, -3.0, 0.0, 0.2, 1e4])
+    np.testing.assert_allclose(symexp(symlog(values)), values, rtol=1e-5)
+
+
+def real_experience(training: Training, state: TrainingState) -> Trajectory:
+    return training.real.rollout(jax.random.key(9), state.real, state.learner.actors, 200)[1]
+
+
+@functools.cache
+def practised() -> tuple[Training, TrainingState, list[dict[str, float]]]:
+    """Three iterations of a small mdpo on four vehicles."""
+    training = Training(PLATOON, MDPO, 4000)
+    state = training.init_seeds([0])
+    iterate = training.compiled()
+    log = []
+    for _ in range(3):
+        state, metrics = iterate(state)
+        log.append({name: float(value[0]) for name, value in metrics.items()})
+    single = jax.tree.map(lambda leaf: leaf[0] if eqx.is_array(leaf) else leaf, state)
+    return training, single, log
+
+
+def test_models_learn_what_they_have_not_seen() -> None:
+    """The share of the variance of the change that stays unexplained, on held-out experience: of 1 to begin with."""
+    _, _, log = practised()
+    assert log[-1]["model_error_1"] < 0.25
+    assert log[-1]["model_error_5"] < 0.25
+    assert 0 < log[-1]["model_disagreement"] < 0.5
+
+
+def test_the_reported_error_is_that_of_predictions_on_held_out_experience() -> None:
+    """Against NumPy, agent by agent, one step ahead, on every held-out moment."""
+    _, state, _ = practised()
+    learned = state.learned
+    kept = learned.memory.moments
+    rows = np.arange(learned.memory.capacity) % 5 == 1
+    rows &= np.arange(learned.memory.capacity) < int(learned.memory.filled)
+    obs, action, next_obs = (x[rows].reshape(-1, *x.shape[2:]) for x in (kept.obs, kept.action, kept.next_obs))
+    predicted = eqx.filter_vmap(lambda m: m.next_obs(learned.scales, obs, m.inputs(learned.scales, obs, action)))(
+        learned.models
+    )
+    unexplained = np.square(predicted - next_obs).mean((0, 1))
+    share = (unexplained / np.var(next_obs - obs, axis=0)).mean(-1)
+    np.testing.assert_allclose(learned.error[0], share, rtol=0.5)  # 128 windows drawn with replacement, of 200
+
+
+def test_imagined_rollouts_stay_near_what_would_really_happen() -> None:
+    """From the same states, under the same actions: one step of the models against one step of the platoon."""
+    training, state, _ = practised()
+    real = real_experience(training, state)
+    learned = state.learned
+    obs, action = real.obs[0], real.action[0]
+    predicted = jax.vmap(lambda _: 0)(jnp.arange(1))
+    models = jax.tree.map(lambda leaf: leaf[0] if eqx.is_array(leaf) else leaf, learned.models)
+    predicted = models.next_obs(learned.scales, obs, models.inputs(learned.scales, obs, action))
+    change = np.abs(real.next_obs[0] - obs).mean()
+    assert np.abs(predicted - real.next_obs[0]).mean() < 0.5 * change
+
+
+def test_branches_end_when_trust_does() -> None:
+    training, state, _ = practised()
+    assert training.learned is not None
+    state = eqx.tree_at(lambda s: s.learned.error, state, state.learned.error.at[:4].set(0.01).at[4:].set(0.9))
+    assert int(state.learned.trusted(SMALL.gate, SMALL.branch_length)) == 4
+    imagined = training.learned.rollout(jax.random.key(0), state.learned, state.learner.actors)
+    assert imagined.obs.shape == (10, 40, VEHICLES, 5)
+    age = np.zeros(40, int)
+    for truncated, ended in zip(imagined.truncated, (imagined.lost | imagined.terminated).any(-1), strict=True):
+        age += 1
+        np.testing.assert_array_equal(truncated, (age == 4) | np.asarray(ended))
+        age[np.asarray(truncated)] = 0
+
+
+def test_branches_go_on_from_what_was_imagined_and_begin_in_memory() -> None:
+    training, state, _ = practised()
+    imagined = training.learned.rollout(jax.random.key(1), state.learned, state.learner.actors)
+    goes_on = ~np.asarray(imagined.truncated)[:-1]
+    np.testing.assert_array_equal(np.asarray(imagined.obs)[1:][goes_on], np.asarray(imagined.next_obs)[:-1][goes_on])
+    remembered = {row.tobytes() for row in np.asarray(state.learned.memory.moments.obs).reshape(-1, VEHICLES * 5)}
+    begun = np.concatenate([np.asarray(imagined.obs)[:1][0], np.asarray(imagined.obs)[1:][~goes_on]])
+    assert all(row.tobytes() in remembered for row in begun.reshape(-1, VEHICLES * 5))
+
+
+def test_imagined_states_stay_within_the_range_seen() -> None:
+    training, state, _ = practised()
+    imagined = training.learned.rollout(jax.random.key(2), state.learned, state.learner.actors)
+    low, high = state.learned.scales.low, state.learned.scales.high
+    assert np.all((imagined.next_obs >= low) & (imagined.next_obs <= high))
+
+
+def test_nothing_is_imagined_before_models_are_trusted() -> None:
+    training = Training(PLATOON, dataclasses.replace(MDPO, imagination=dataclasses.replace(SMALL, gate=1e-9)), 4000)
+    state = training.init_seeds([0])
+    iterate = training.compiled()
+    for _ in range(2):
+        state, metrics = iterate(state)
+        assert metrics["imagined_share"][0] == 0
+        assert metrics["branch_length"][0] == 0
+
+
+def test_the_log_tells_what_was_used() -> None:
+    _, _, log = practised()
+    assert log[-1]["branch_length"] == 10
+    assert 0 < log[-1]["imagined_share"] <= 1
+    assert log[-1]["gradient_steps_per_real_step"] == 2 * 2 * 16 / 400
+
+
+def test_scales_are_those_of_the_experience_that_may_be_trained_on() -> None:
+    _, state, _ = practised()
+    memory = state.learned.memory
+    rows = np.asarray(memory.training)
+    obs = np.asarray(memory.moments.obs, float)[rows].reshape(-1, VEHICLES, 5)
+    scales = measured(memory)
+    np.testing.assert_allclose(scales.obs_mean, obs.mean(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(scales.obs_spread, obs.std(0), rtol=1e-3, atol=1e-4)
+
+
+def test_the_known_reward_is_the_reward() -> None:
+    training, state, _ = practised()
+    real = real_experience(training, state)
+    known = jax.vmap(jax.vmap(PLATOON.known_reward))(real.obs, real.action, real.next_obs)
+    slow = np.abs(real.next_obs[..., 1]) < 2  # m/s / 5; beyond, the observation is clipped
+    np.testing.assert_allclose(known[slow], real.reward[slow], rtol=1e-3, atol=1e-2)
+
+
+def test_a_system_without_a_known_reward_is_refused(registered_toys: list[str]) -> None:
+    known = dataclasses.replace(MDPO, imagination=dataclasses.replace(SMALL, model_reward="known"))
+    with pytest.raises(InputError, match="known_reward"):
+        Training(khop.make("toy-rooms"), known, 100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"branches": 41}, "multiple of the ensemble of 2, e.g. 40"),
+        ({"ensemble": 0}, "ensemble must be at least 1"),
+        ({"imagined_share": 1.5}, "imagined_share must lie between 0 and 1"),
+        ({"gate": 0.0}, "above 0"),
+    ],
+)
+def test_impossible_options_are_refused(changes: dict, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        dataclasses.replace(SMALL, **changes)
+
+
+def test_a_rollout_too_short_for_branches_is_refused() -> None:
+    with pytest.raises(InputError, match="too short"):
+        dataclasses.replace(MDPO, rollout=9)
+
+
+def test_strangers_are_half_the_system_away() -> None:
+    graph = displaced(Topology.line(6))
+    assert sorted(map(tuple, graph.edges.tolist())) == [(0, 3), (1, 4), (2, 5)]
