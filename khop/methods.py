@@ -11,7 +11,7 @@ import tyro
 
 from khop.errors import InputError, unknown
 from khop.learners.ppo import PPO
-from khop.system import Spec, System
+from khop.system import DiscreteActions, Spec, System
 from khop.topology import Kappa, MessageCost, Topology
 from khop.worlds.learned import Imagination
 
@@ -64,6 +64,14 @@ class Method:
             spec.kappa_actor if self.kappa_actor is None else self.kappa_actor,
             spec.kappa_critic if self.kappa_critic is None else self.kappa_critic,
         )
+
+    def topology(self, system: System) -> Topology:
+        """Who hears whom."""
+        return displaced(system.topology) if self.graph == "non-adjacent" else system.topology
+
+    def feedback(self, system: System) -> Topology:
+        """Who learns from whose advantages."""
+        return displaced(system.topology) if self.graph == "non-adjacent" else system.feedback
 
     def resolved(self, spec: Spec) -> Method:
         """The method with nothing left open."""
@@ -118,17 +126,22 @@ class Communication:
 
 
 def communication(method: Method, system: System) -> Communication:
-    """Messages of a method: observations within κ_actor hops to act; to train, observations within the wider of both
-    radii, and one advantage from each agent within κ_critic hops of feedback.
+    """Messages of a method: observations within κ_actor hops to act; to train, real or imagined observations within the
+    widest radius, one advantage from each agent within κ_critic hops of feedback, and actions within κ_model hops.
     """
-    spec, topology = system.spec, system.topology
+    spec, topology = system.spec, method.topology(system)
     kappa_actor, kappa_critic = method.kappas(spec)
     sizes = spec.observation_sizes.astype(float)
     acting = topology.message_cost(kappa_actor, sizes)
-    critic = topology.message_cost(kappa_critic, sizes)
-    advantages = system.feedback.message_cost(kappa_critic, 1.0)
-    per_agent = max(acting.per_agent, critic.per_agent) + advantages.per_agent
-    centralised = critic.centralised + advantages.centralised
+    observations = [acting, topology.message_cost(kappa_critic, sizes)]
+    others = [method.feedback(system).message_cost(kappa_critic, 1.0)]
+    if method.imagination is not None:
+        kappa_model = method.imagination.kappa_model
+        observations.append(topology.message_cost(kappa_model, sizes))
+        action_size = 1.0 if isinstance(spec.action, DiscreteActions) else float(spec.action.width)
+        others.append(topology.message_cost(kappa_model, action_size))
+    per_agent = max(cost.per_agent for cost in observations) + sum(cost.per_agent for cost in others)
+    centralised = acting.centralised + sum(cost.centralised for cost in others)
     training = MessageCost(per_agent, centralised, per_agent / centralised if centralised else 0.0)
     return Communication(acting, training)
 

@@ -13,9 +13,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from khop.agents.policies import Actors, Critics
 from khop.learners.ppo import LearnerState
-from khop.methods import Method, displaced
+from khop.methods import Method
 from khop.system import System
-from khop.topology import Topology
 from khop.trajectory import Trajectory
 from khop.worlds.learned import LearnedState, LearnedWorld, known_reward
 from khop.worlds.real import RealState, RealWorld
@@ -50,22 +49,12 @@ class Training:
         return RealWorld(self.system, self.method.environments)
 
     @property
-    def topology(self) -> Topology:
-        """Who hears whom, as the method has it."""
-        return displaced(self.system.topology) if self.method.graph == "non-adjacent" else self.system.topology
-
-    @property
-    def feedback(self) -> Topology:
-        """Who learns from whose advantages, as the method has it."""
-        return self.topology if self.method.graph == "non-adjacent" else self.system.feedback
-
-    @property
     def learned(self) -> LearnedWorld | None:
         """Where experience is imagined."""
         imagination = self.method.imagination
         if imagination is None:
             return None
-        neighbourhood = self.topology.neighbourhood(imagination.kappa_model)
+        neighbourhood = self.method.topology(self.system).neighbourhood(imagination.kappa_model)
         segments = max(imagination.memory // self.method.rollout, 2)
         return LearnedWorld(self.system, imagination, neighbourhood, segments, self.method.rollout)
 
@@ -76,13 +65,14 @@ class Training:
 
     def init(self, key: PRNGKeyArray) -> TrainingState:
         """Fresh agents in freshly reset environments."""
-        spec, topology, method = self.system.spec, self.topology, self.method
+        spec, method = self.system.spec, self.method
+        topology, feedback = method.topology(self.system), method.feedback(self.system)
         kappa_actor, kappa_critic = method.kappas(spec)
         key, actor_key, critic_key, real_key, learned_key = jax.random.split(key, 5)
         acting, valuing = topology.neighbourhood(kappa_actor), topology.neighbourhood(kappa_critic)
         actors = Actors(spec, acting, method.hidden, method.share, key=actor_key)
         critics = Critics(spec, valuing, method.hidden, method.share, key=critic_key)
-        learner = method.learner.init(actors, critics, self.feedback.neighbourhood(kappa_critic))
+        learner = method.learner.init(actors, critics, feedback.neighbourhood(kappa_critic))
         real = self.real.init(real_key, actors)
         learned = None
         if self.learned is not None:

@@ -1,8 +1,8 @@
 """Local models: every agent predicts its own next observation, reward and ending from what its neighbourhood does.
 
-What crosses an edge is a state and an action. The first layer of an agent's network is a sum of messages, one from every
-slot of its neighbourhood, each with weights of its own, so that a leader and a follower are told apart and an agent
-without neighbours still sees itself.
+What crosses an edge is a state and an action. The first layer of an agent's network is a sum of messages, one from
+every slot of its neighbourhood, each with weights of its own, so that a leader and a follower are told apart and an
+agent without neighbours still sees itself.
 """
 
 from __future__ import annotations
