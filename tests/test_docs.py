@@ -96,6 +96,7 @@ def test_the_commands_of_the_page_work(
         columns = next(csv.reader(file))
     concepts = (ROOT / "docs" / "concepts.md").read_text()
     section = concepts[concepts.index("Columns of `metrics.csv`") : concepts.index("Columns of `evaluation.csv`")]
+    section = section[: section.index("Methods that learn models add")]
     described = [name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in row.split(", ")]
     assert sorted(name.strip("`") for name in described) == sorted(columns)
 
@@ -241,8 +242,8 @@ def test_the_readme_names_every_command() -> None:
 
 
 def test_the_table_of_messages_is_what_khop_counts() -> None:
-    page = (ROOT / "docs" / "methods" / "dppo.md").read_text()
-    rows = dict(re.findall(r"^\| `([idc]ppo[^`]*)` \| (.*) \|$", page, re.MULTILINE))
+    pages = [(ROOT / "docs" / "methods" / name).read_text() for name in ("dppo.md", "mdpo.md")]
+    rows = dict(re.findall(r"^\| `([a-z]*p[a-z]*o[^`]*)` \| ([0-9].*) \|$", "\n".join(pages), re.MULTILINE))
     platoon = khop.make("platoon-catchup")
     assert set(METHODS) <= rows.keys()
     for name, row in rows.items():
@@ -250,6 +251,8 @@ def test_the_table_of_messages_is_what_khop_counts() -> None:
         chosen = experiment.configured(METHODS[method], **({"kappa_critic": int(kappa)} if kappa else {}))
         cost = communication(chosen, platoon)
         expected = [str(kappa) for kappa in chosen.kappas(platoon.spec)]
+        if chosen.imagination is not None:
+            expected.append(str(chosen.imagination.kappa_model))
         for part in (cost.acting, cost.training):
             expected += [f"{part.per_agent:g}", f"{100 * part.share:.0f} %"]
         assert row == " | ".join(expected), name
