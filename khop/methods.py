@@ -87,7 +87,7 @@ MODEL_BASED = Method(
     kappa_actor=1,
     environments=1,
     rollout=600,
-    learner=PPO(actor_learning_rate=7e-4, epochs=2, minibatches=16, entropy=0.01),
+    learner=PPO(epochs=2),
     imagination=Imagination(),
 )
 METHODS: dict[str, Method] = {
