@@ -15,12 +15,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
-from khop import experiment
+from khop import experiment, theory
 from khop.errors import InputError, unknown
 from khop.evaluation import Table, evaluate_baselines
 from khop.experiment import LEARNED, SAMPLED, Diverged, Run, Stopped
 from khop.methods import SUMMARIES, communication, method
 from khop.report.tensorboard import TensorBoard, require
+from khop.run import METRICS
 from khop.system import System, make, name_of, registered, system_class
 from khop.topology import Kappa
 
@@ -94,6 +95,25 @@ class PlotOptions:
 
     out: Path | None = None
     """The figure's file; by default figures/learning.png in the first run's folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundsOptions:
+    """What the theory guarantees for a run's system and settings, see docs/theory.md.
+
+    By default models are exact and agents independent: a bound that is vacuous then is vacuous always.
+    """
+
+    r_max: float | None = None
+    """Largest size of one agent's reward in one step; by default the learner's reward limit."""
+    policy_shift: float | None = None
+    """Total variation of a policy's update; by default by Pinsker's inequality from the largest KL the run logged."""
+    model_error: float = 0.0
+    """Total variation between an agent's true next state and its model's."""
+    xi: float = 0.0
+    """Total variation by which agents' next states fall short of being independent."""
+    g_max: float = 1.0
+    """Largest norm of a policy's score function; it scales the bound of the gradient alone."""
 
 
 def main(arguments: Arguments | None = None) -> int:
@@ -217,6 +237,29 @@ def plot(arguments: Arguments) -> None:
     console.print(f"Learning curves drawn to {learning_curves(folders, out)}")
 
 
+def bounds(arguments: Arguments) -> None:
+    """bounds DIR [--r-max N] [--model-error N] [--xi N] … — what the theory guarantees for a run, as numbers"""
+    folder, options = _folder_and_options("bounds", arguments, BoundsOptions)
+    run = experiment.load(folder)
+    if run.method.graph != "topology":
+        raise InputError(f"The bounds are about hops of the system's own graph, but {run.method.name} hears strangers.")
+    learner, imagination = run.method.learner, run.method.imagination
+    r_max = learner.reward_limit if options.r_max is None else options.r_max
+    if r_max is None or r_max == float("inf"):
+        raise InputError("This run limits no rewards: give the largest size of one as --r-max.")
+    settings: dict[str, Any] = {
+        "gamma": learner.discount,
+        "r_max": r_max,
+        "kappa": run.method.kappas(run.system.spec)[1],
+        "branch_length": imagination.branch_length if imagination else 0,
+        "model_error": options.model_error,
+        "policy_shift": _logged_shift(run) if options.policy_shift is None else options.policy_shift,
+        "xi": options.xi,
+        "g_max": options.g_max,
+    }
+    _show_bounds(run, settings, theory.bounds(run.system.topology, **settings))
+
+
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "list": list_everything,
     "info": info,
@@ -225,6 +268,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "resume": resume,
     "evaluate": evaluate,
     "plot": plot,
+    "bounds": bounds,
 }
 
 
@@ -392,6 +436,34 @@ def _conclude(run: Run) -> None:
     curves = learning_curves([run.path], run.folder.figures / "learning.png")
     episode = episode_figure(run.system, shown, 0, run.folder.figures / "episode.png")
     console.print(f"Figures: {curves}\n         {episode}\nRun:     {run.path}")
+
+
+def _logged_shift(run: Run) -> float:
+    """The policies' total variation by Pinsker's inequality, from the largest divergence that a run logged."""
+    logged = [float(row["kl"]) for row in run.folder.read(METRICS)]
+    if not logged:
+        raise InputError(f"{run.path} has logged no divergence yet: train it first, or give --policy-shift.")
+    return theory.pinsker(max(logged))
+
+
+def _show_bounds(run: Run, settings: dict[str, Any], found: tuple[theory.Bound, ...]) -> None:
+    """A table of bounds, what they assume, and which say nothing."""
+    table = RichTable(title=f"{run.system_name}, {run.method.name}", title_justify="left")
+    table.add_column("")
+    table.add_column("real against")
+    for column in ("bound", "largest possible", "share", ""):
+        table.add_column(column, justify="right")
+    for bound in found:
+        verdict = "[bold]vacuous[/bold]" if bound.vacuous else "not vacuous"
+        table.add_row(
+            bound.name, bound.of, f"{bound.value:,.4g}", f"{bound.largest:,.4g}", f"{bound.share:.3g}", verdict
+        )
+    console.print(table)
+    symbols = ("γ", "r_max", "κ", "T", "ε_m", "ε_π", "ξ", "g_max")
+    values = (value if isinstance(value, str) else f"{value:.4g}" for value in settings.values())
+    console.print(", ".join(f"{symbol} = {value}" for symbol, value in zip(symbols, values, strict=True)))
+    empty = ", ".join(bound.name for bound in found if bound.vacuous)
+    console.print(f"Vacuous, as large as any difference can be: {empty}." if empty else "No bound is vacuous.")
 
 
 def _report(system: System, table: Table, file: Path | None) -> None:
