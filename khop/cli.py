@@ -101,7 +101,7 @@ class PlotOptions:
 class BoundsOptions:
     """What the theory guarantees for a run's system and settings, see docs/theory.md.
 
-    By default models are exact and agents independent: a bound that is vacuous then is vacuous always.
+    By default models are exact and agents independent: a bound that is vacuous then is vacuous for any model.
     """
 
     r_max: float | None = None
