@@ -151,6 +151,39 @@ def test_a_reward_reaches_the_policies_of_its_neighbours_and_the_critic_of_its_o
     np.testing.assert_array_equal(moved(after.critics, otherwise.critics) > 1e-6, [False, False, False, True])
 
 
+def test_advantages_come_from_those_whom_feedback_names() -> None:
+    """Agent 0 alone hears how agent 1 fares, although agent 2's critic sees agent 1 as well."""
+    state = learner_state(ONE_STEP)
+    one_way = Topology.from_edges(N, [(1, 0)], directed=True).neighbourhood(1)
+    state = ONE_STEP.init(state.actors, state.critics, one_way)
+    trajectory = experience(state)
+    other = eqx.tree_at(lambda t: t.reward, trajectory, trajectory.reward.at[..., 1].multiply(-1.0))
+    after, otherwise = (updated(ONE_STEP, state, each)[0] for each in (trajectory, other))
+    np.testing.assert_array_equal(moved(after.actors, otherwise.actors) > 1e-6, [True, True, False, False])
+
+
+def test_rewards_beyond_the_limit_count_as_the_limit() -> None:
+    state = learner_state(ONE_STEP)
+    trajectory = experience(state)
+    limited = dataclasses.replace(ONE_STEP, reward_limit=0.5)
+    cut = eqx.tree_at(lambda t: t.reward, trajectory, jnp.clip(trajectory.reward, -0.5, 0.5))
+    assert not np.allclose(cut.reward, trajectory.reward)
+    left, right = prepared(limited, state, trajectory), prepared(ONE_STEP, state, cut)
+    np.testing.assert_allclose(left.target, right.target, rtol=1e-6)
+    np.testing.assert_allclose(left.advantage, right.advantage, rtol=1e-6)
+
+
+def test_a_lost_episode_repeats_its_last_reward_for_ever() -> None:
+    """A reward of −2 now and at every later step, γ = 0.9: −2 / (1 − 0.9) = −20, whatever the next value."""
+    state = with_constant_values(learner_state(ONE_STEP), 10.0)
+    trajectory = experience(state)
+    reward = jnp.ones((T, B, N)).at[0].set(-2.0)
+    lost = jnp.zeros((T, B, N), bool).at[0].set(True)
+    trajectory = eqx.tree_at(lambda t: (t.reward, t.lost), trajectory, (reward, lost))
+    target = prepared(ONE_STEP, state, trajectory).target.T.reshape(T, B, N)
+    np.testing.assert_allclose(target[0] / target[1], np.full((B, N), -20 / 10), rtol=1e-4)  # 1 + 0.9 · 10 = 10
+
+
 def test_policies_come_to_prefer_what_pays() -> None:
     """Each agent for itself: agent i is paid for action i mod 2."""
     learner = dataclasses.replace(ONE_STEP, epochs=10, target_kl=10.0, trace=0.0, discount=0.0)
