@@ -135,8 +135,8 @@ def dependence(effect: Float[np.ndarray, "S n"], tolerance: int | float) -> Floa
     With common random numbers this bounds the total variation between the two distributions of that observation, once
     differences up to the tolerance are called equal; without a tolerance it is 0 or 1 at each step of deterministic
     dynamics, however small the effect. The ξ of the theory is another: a supremum over all states where this is a mean
-    over those that were visited, and joint where this is one agent's. With suprema it would lie between half the largest
-    ξ_i, as one local model cannot match two different truths, and, if agents' noise is independent, their sum.
+    over those that were visited, and joint where this is one agent's. With suprema it would lie between half the
+    largest ξ_i, as one local model cannot match two different truths, and, if agents' noise is independent, their sum.
 
     Args:
         effect: as `outside_effect` gives it.
