@@ -28,12 +28,12 @@ def test_a_crash_loses_the_episode_and_begins_a_new_one() -> None:
 
 def test_experience_tells_lost_steps_to_every_agent() -> None:
     """Random vehicles crash within the first 30 seconds; every such step is the last of its episode."""
-    training = Training(PLATOON, METHODS["dppo"], 10_000)
+    training = Training(khop.make("platoon-catchup"), METHODS["dppo"], 10_000)
     state = training.init(jax.random.PRNGKey(0))
     trajectory = jax.jit(lambda: training.real.rollout(jax.random.key(1), state.real, state.learner.actors, 300)[1])()
     lost = np.asarray(trajectory.lost)
     assert lost.any()
-    np.testing.assert_array_equal(lost, lost[..., :1] & np.ones(3, bool))
+    np.testing.assert_array_equal(lost, lost[..., :1] & np.ones(8, bool))
     np.testing.assert_array_equal(np.asarray(trajectory.reward)[lost], -1000.0)
     assert trajectory.ended[lost].all()
     after = np.asarray(trajectory.obs)[1:][lost[:-1, :, 0]]
