@@ -33,8 +33,8 @@ Arguments = list[str]
 class TrainOptions:
     """How long to train, on which seeds, and where to keep it."""
 
-    steps: int = 600_000
-    """Real environment steps per seed."""
+    steps: int | None = None
+    """Real environment steps per seed; by default 600,000, and 30,000 for methods that learn models."""
     seeds: tuple[int, ...] = (0,)
     """One independent learner per seed; all train in one program."""
     out: Path | None = None

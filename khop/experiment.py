@@ -185,7 +185,7 @@ def train(
     system: str | System,
     method: str | Method,
     *,
-    steps: int = 600_000,
+    steps: int | None = None,
     seeds: Sequence[int] = (0,),
     out: str | Path | None = None,
     episodes: int = 20,
@@ -197,7 +197,8 @@ def train(
     Args:
         system: a registered name or a system whose class is registered.
         method: a name in ``khop.methods.METHODS`` or a ``Method``.
-        steps: real environment steps per seed, rounded up to whole iterations.
+        steps: real environment steps per seed, rounded up to whole iterations; by default 600,000, and 30,000 for
+            methods that learn models.
         seeds: one independent learner each; all train in one program.
         out: the run's folder, new or empty; by default one under ``runs/``.
         episodes: of each evaluation.
@@ -216,6 +217,7 @@ def train(
     for kappa in chosen.kappas(system.spec):
         system.topology.neighbourhood(kappa)
     seeds = _checked_seeds(seeds)
+    steps = chosen.usual_steps if steps is None else steps
     _at_least("steps", steps, 1)
     _at_least("episodes", episodes, 1)
     config = {

@@ -65,6 +65,11 @@ class Method:
             spec.kappa_critic if self.kappa_critic is None else self.kappa_critic,
         )
 
+    @property
+    def usual_steps(self) -> int:
+        """Real environment steps to train for where nothing else is said: models need far fewer."""
+        return 600_000 if self.imagination is None else 30_000
+
     def topology(self, system: System) -> Topology:
         """Who hears whom."""
         return displaced(system.topology) if self.graph == "non-adjacent" else system.topology
