@@ -404,7 +404,7 @@ def refusal(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[st
         (["train"], "khop train SYSTEM METHOD is incomplete"),
         (["train", "platoon-catchup"], "khop train SYSTEM METHOD is incomplete"),
         (["train", "platon-catchup", "dppo"], "Unknown system 'platon-catchup': did you mean 'platoon-catchup'?"),
-        (["train", "platoon-catchup", "dpo"], "Unknown method 'dpo': did you mean 'dppo'?"),
+        (["train", "platoon-catchup", "ippp"], "Unknown method 'ippp': did you mean 'ippo'?"),
         (["train", "platoon-catchup", "dppo", "--step", "9"], "Unknown option of khop train '--step'"),
         (["train", "platoon-catchup", "dppo", "--vehicle", "9"], "did you mean '--vehicles'?"),
         (["train", "platoon-catchup", "dppo", "--cap-initial-speed"], "Unknown option of khop train"),
