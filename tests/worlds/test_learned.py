@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -15,6 +16,7 @@ from khop import Topology
 from khop.agents.dynamics import LocalModels, Scales, symexp, symlog
 from khop.errors import InputError
 from khop.methods import METHODS, displaced
+from khop.run import RunFolder
 from khop.training import Training, TrainingState
 from khop.trajectory import Trajectory
 from khop.worlds.learned import Imagination, LearnedWorld, measured
@@ -197,6 +199,21 @@ def test_the_log_tells_what_was_used() -> None:
     assert log[-1]["branch_length"] == 10
     assert 0 < log[-1]["imagined_share"] <= 1
     assert log[-1]["gradient_steps_per_real_step"] == pytest.approx(2 * 2 * 16 / 400)
+
+
+def test_memory_and_models_survive_a_checkpoint(tmp_path: Path) -> None:
+    """From disk the same state comes back, and what follows is the same to the bit."""
+    training = Training(PLATOON, MDPO, 4000)
+    iterate = training.compiled()
+    state, _ = iterate(training.init_seeds([3]))
+    folder = RunFolder.create(tmp_path / "run", {})
+    folder.save(state, 400, {})
+    like = eqx.filter_eval_shape(training.init_seeds, [3])
+    restored, env_steps = folder.load(folder.newest({}), like)
+    assert env_steps == 400
+    (expected, log), (found, other) = iterate(state), iterate(restored)
+    assert eqx.tree_equal(expected, found)
+    assert eqx.tree_equal(log, other)
 
 
 def test_scales_are_those_of_the_experience_that_may_be_trained_on() -> None:
