@@ -159,8 +159,8 @@ class Training:
     def compiled(self) -> Callable[[TrainingState], tuple[TrainingState, dict[str, Array]]]:
         """``iterate`` for stacked seeds, as one program.
 
-        On a CPU the seeds take turns, which keeps one seed's weights and batch in the cache (1 to 2.3 times as fast as
-        side by side); elsewhere they go side by side.
+        On a CPU the seeds take turns, which keeps one seed's weights and batch in the cache; elsewhere they go side by
+        side.
         """
 
         def all_seeds(state: TrainingState) -> tuple[TrainingState, dict[str, Array]]:

@@ -65,7 +65,6 @@ class LocalModels(eqx.Module):
         neighbourhood: Neighbourhood,
         hidden: tuple[int, ...],
         linear: bool,
-        share: bool,
         *,
         key: PRNGKeyArray,
     ):
@@ -73,10 +72,10 @@ class LocalModels(eqx.Module):
         keys = jax.random.split(key)
         layers = () if linear else hidden
         self.transition = Stacked(
-            lambda key: mlp(inputs, layers, spec.d, 0.1, jax.nn.silu, key=key), spec.n, share, key=keys[0]
+            lambda key: mlp(inputs, layers, spec.d, 0.1, jax.nn.silu, key=key), spec.n, False, key=keys[0]
         )
         self.outcome = Stacked(
-            lambda key: mlp(inputs + spec.d, hidden, 3, 0.1, jax.nn.silu, key=key), spec.n, share, key=keys[1]
+            lambda key: mlp(inputs + spec.d, hidden, 3, 0.1, jax.nn.silu, key=key), spec.n, False, key=keys[1]
         )
         self.neighbourhood = neighbourhood
         self.action = spec.action

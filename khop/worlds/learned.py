@@ -121,7 +121,7 @@ class LearnedWorld(eqx.Module):
         """Untrained models and an empty memory for what ``like`` is made of."""
         spec, options = self.system.spec, self.options
         models = eqx.filter_vmap(
-            lambda key: LocalModels(spec, self.neighbourhood, options.model_hidden, options.linear, False, key=key)
+            lambda key: LocalModels(spec, self.neighbourhood, options.model_hidden, options.linear, key=key)
         )(jax.random.split(key, options.ensemble))
         return LearnedState(
             Memory.empty(self.segments, self.steps, like),

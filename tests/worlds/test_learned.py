@@ -32,7 +32,7 @@ MDPO = dataclasses.replace(METHODS["mdpo"], hidden=(16,), environments=2, rollou
 
 def models_and_scales(kappa: int | str) -> tuple[LocalModels, Scales]:
     hood = PLATOON.topology.neighbourhood(kappa)
-    models = with_random_weights(lambda key: LocalModels(PLATOON.spec, hood, (8,), False, False, key=key))
+    models = with_random_weights(lambda key: LocalModels(PLATOON.spec, hood, (8,), False, key=key))
     return models, Scales.unknown(VEHICLES, PLATOON.spec.d)
 
 
@@ -141,7 +141,7 @@ def test_the_reported_error_is_that_of_predictions_on_held_out_experience() -> N
     np.testing.assert_allclose(learned.error[0], share, rtol=0.5)  # 128 windows drawn with replacement, of 200
 
 
-def test_imagined_rollouts_stay_near_what_would_really_happen() -> None:
+def test_predictions_are_near_what_really_happens() -> None:
     """From the same states, under the same actions: one step of the models against one step of the platoon."""
     training, state, _ = practised()
     real = real_experience(training, state)
