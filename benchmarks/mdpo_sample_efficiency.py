@@ -102,14 +102,15 @@ def steps_to_pass(curve: Curve, bar: float) -> list[float]:
 
 def draw(rows: list[dict[str, str]]) -> Path:
     """Median over seeds and the range of the seeds, against real steps and against wall time."""
+    begun = {system: bar for system, bar in SYSTEMS.items() if curves(rows, system)}
     with styled():
-        figure = Figure(figsize=(11, 3.6 * len(SYSTEMS)))
-        grid = figure.subplots(len(SYSTEMS), 2, squeeze=False)
-        for line, (system, bar) in zip(grid, SYSTEMS.items(), strict=True):
+        figure = Figure(figsize=(11, 3.6 * len(begun)))
+        grid = figure.subplots(len(begun), 2, squeeze=False)
+        for line, (system, bar) in zip(grid, begun.items(), strict=True):
             for axes, column, label in zip(line, (0, 1), ("real environment steps", "wall time [s]"), strict=True):
                 draw_curves(axes, curves(rows, system), column)
-                axes.axhline(bar, color=MUTED, linestyle=":", label="best constant pair")
-                axes.set(xscale="log", yscale="symlog", xlabel=label, ylabel="return", title=system)
+                axes.axhline(-bar, color=MUTED, linestyle=":", label="best constant pair")
+                axes.set(xscale="log", yscale="log", xlabel=label, ylabel="cost, −return [1/step]", title=system)
         grid[0, 0].legend()
         return save(figure, RESULTS.with_suffix(".png"))
 
@@ -120,8 +121,10 @@ def draw_curves(axes: Axes, by_method: dict[str, Curve], column: int) -> None:
         if runs:
             length = min(map(len, runs))
             x = np.median([run[:length, column] for run in runs], axis=0)
-            y = np.array([run[:length, 2] for run in runs])
-            axes.plot(x, np.median(y, axis=0), color=colour, label=f"{method}, {len(runs)} seeds")
+            y = -np.array([run[:length, 2] for run in runs])
+            axes.plot(
+                x, np.median(y, axis=0), color=colour, label=f"{method}, {len(runs)} seed{'s' if len(runs) > 1 else ''}"
+            )
             axes.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.15, linewidth=0)
 
 
