@@ -12,12 +12,14 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from khop.agents.policies import seen
 from khop.agents.stacked import Stacked, mlp
 from khop.system import ContinuousActions, DiscreteActions, Spec
 from khop.topology import Neighbourhood
+
+RAREST = 1e-6  # no ending is taken to be rarer
 
 
 class Scales(eqx.Module):
@@ -31,20 +33,32 @@ class Scales(eqx.Module):
     reward_spread: Float[Array, " n"]
     low: Float[Array, "n d"]  # the range seen
     high: Float[Array, "n d"]
+    terminated_rate: Float[Array, " n"]  # share of steps that end an agent's episode
+    lost_rate: Float[Array, " n"]
 
     @classmethod
     def unknown(cls, n: int, d: int) -> Scales:
         """Before any experience."""
         zero, one = jnp.zeros((n, d)), jnp.ones((n, d))
-        return cls(zero, one, zero, one, zero[:, 0], one[:, 0], zero, zero)
+        return cls(zero, one, zero, one, zero[:, 0], one[:, 0], zero, zero, zero[:, 0], zero[:, 0])
 
 
 class Outcome(NamedTuple):
-    """What an agent's models say of a step: symlog reward, in units of its spread, and logits of the two endings."""
+    """What an agent's models say of a step: symlog rewards, in units of their spread, should the agent's episode go on
+    and should it end; and the logits of the two endings among steps half of which are drawn as they come and half of
+    which end an episode.
+    """
 
     reward: Float[Array, "*batch n"]
+    final_reward: Float[Array, "*batch n"]
     terminated: Float[Array, "*batch n"]
     lost: Float[Array, "*batch n"]
+
+    def endings(self, scales: Scales) -> tuple[Bool[Array, "*batch n"], Bool[Array, "*batch n"]]:
+        """Whether each ending is more likely than not, given how rare it is (King & Zeng 2001, eq. 7)."""
+        rates = scales.terminated_rate, scales.lost_rate
+        terminated, lost = (jnp.log1p(1 / jnp.maximum(rate, RAREST)) for rate in rates)
+        return self.terminated > terminated, self.lost > lost
 
 
 class LocalModels(eqx.Module):
@@ -75,7 +89,7 @@ class LocalModels(eqx.Module):
             lambda key: mlp(inputs, layers, spec.d, 0.1, jax.nn.silu, key=key), spec.n, False, key=keys[0]
         )
         self.outcome = Stacked(
-            lambda key: mlp(inputs + spec.d, hidden, 3, 0.1, jax.nn.silu, key=key), spec.n, False, key=keys[1]
+            lambda key: mlp(inputs + spec.d, hidden, 4, 0.1, jax.nn.silu, key=key), spec.n, False, key=keys[1]
         )
         self.neighbourhood = neighbourhood
         self.action = spec.action
@@ -105,7 +119,7 @@ class LocalModels(eqx.Module):
         """Reward and endings of a step whose next observation is known or predicted."""
         arrived = (next_obs - scales.obs_mean) / scales.obs_spread
         output = self.outcome(jnp.concatenate([inputs, arrived], -1))
-        return Outcome(output[..., 0], output[..., 1], output[..., 2])
+        return Outcome(*jnp.moveaxis(output, -1, 0))
 
 
 def symlog(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -25,7 +25,8 @@ POINTS = 200  # of a diagnostic; there is one per iteration
 
 
 def learning_curves(runs: Sequence[str | Path], out: str | Path) -> Path:
-    """Draw evaluated returns, and the entropy and KL divergence of the updates, over real environment steps.
+    """Draw evaluated returns, and the entropy and KL divergence of the updates, over real environment steps; where
+    models were learned, their held-out error by horizon stands beside it.
 
     Runs that differ in nothing but their seeds are one line: the mean over seeds of the greedy policies' evaluated
     return, its 95 % bootstrap interval over seeds as a band, and the sampled policies' mean as thin dashes. A line
@@ -52,16 +53,45 @@ def learning_curves(runs: Sequence[str | Path], out: str | Path) -> Path:
         [""] * len(columns),
     )
     shown = [name for name in DIAGNOSTICS if any(line.diagnostic(name) for line in lines)]
+    by_column = [[line for line in lines if line.config["system"] == system] for system in columns]
+    modelled = [any(line.model_errors for line in own) for own in by_column]
     with styled():
-        figure = Figure(figsize=(1 + 5.8 * len(columns), 3.6 + 1.3 * len(shown)))
+        figure = Figure(figsize=(1 + 5.8 * len(columns) + 3.2 * sum(modelled), 3.6 + 1.3 * len(shown)))
         grid = figure.subplots(
-            1 + len(shown), len(columns), sharex="col", squeeze=False, height_ratios=[3.2] + [1.0] * len(shown)
+            1 + len(shown),
+            len(columns) + sum(modelled),
+            sharex="col",
+            squeeze=False,
+            height_ratios=[3.2] + [1.0] * len(shown),
+            width_ratios=[width for models in modelled for width in ([1.0, 0.55] if models else [1.0])],
         )
-        for axes, system, title in zip(grid.T, columns, titles, strict=True):
+        free = iter(grid.T)
+        for own, title, models in zip(by_column, titles, modelled, strict=True):
+            axes = list(next(free))
             axes[0].set_title(title)
-            _draw_column(list(axes), [line for line in lines if line.config["system"] == system], shown)
-        figure.align_ylabels(grid)
+            _draw_column(axes, own, shown)
+            if models:
+                beside, *unused = next(free)
+                _draw_model_errors(beside, own)
+                for empty in unused:
+                    empty.remove()
+        figure.align_ylabels(grid[:, 0])
         return save(figure, out)
+
+
+def _draw_model_errors(axes: Axes, lines: list[Line]) -> None:
+    """How much of the change h steps ahead the models left unexplained in the end."""
+    horizons = sorted({horizon for line in lines for horizon in line.model_errors})
+    for line, colour in zip(lines, _colours(len(lines)), strict=True):
+        if errors := line.model_errors:
+            last = np.stack([errors[horizon].values[:, -1] for horizon in sorted(errors)], axis=1)
+            _draw(axes, Series(np.array(sorted(errors)), last), colour, marker="o")
+    axes.set(xscale="log", yscale="log", title="models, at the end")
+    axes.set_xticks(horizons, [str(horizon) for horizon in horizons])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.tick_params(labelbottom=True)
+    axes.set_xlabel("steps ahead")
+    axes.set_ylabel("held-out error [share of the change's variance]")
 
 
 def _draw_column(axes: Sequence[Axes], lines: list[Line], diagnostics: list[str]) -> None:
@@ -82,7 +112,7 @@ def _draw_column(axes: Sequence[Axes], lines: list[Line], diagnostics: list[str]
                 _draw(below, series.thinned(POINTS), colour, width=1.0)
         if line.has(SAMPLED):
             sampled = line.returns(SAMPLED)
-            axes[0].plot(sampled.env_steps, sampled.mean, color=colour, linewidth=0.9, linestyle=(0, (5, 2.5)))
+            axes[0].plot(sampled.x, sampled.mean, color=colour, linewidth=0.9, linestyle=(0, (5, 2.5)))
     _finish_returns(axes[0], lines)
     for below, name in zip(axes[1:], diagnostics, strict=True):
         below.set_ylabel(DIAGNOSTICS[name])
@@ -91,12 +121,12 @@ def _draw_column(axes: Sequence[Axes], lines: list[Line], diagnostics: list[str]
     _legend(axes[-1], handles, lines)
 
 
-def _draw(axes: Axes, series: Series, colour: str, width: float = 1.6) -> list[Line2D]:
+def _draw(axes: Axes, series: Series, colour: str, width: float = 1.6, marker: str = "") -> list[Line2D]:
     """The mean over seeds and, of several, its interval."""
-    marker = "o" if len(series.env_steps) == 1 else ""
+    marker = marker or ("o" if len(series.x) == 1 else "")
     if len(series.values) > 1:
-        axes.fill_between(series.env_steps, *interval(series.values), color=colour, alpha=0.2, linewidth=0)
-    return axes.plot(series.env_steps, series.mean, color=colour, linewidth=width, marker=marker)
+        axes.fill_between(series.x, *interval(series.values), color=colour, alpha=0.2, linewidth=0)
+    return axes.plot(series.x, series.mean, color=colour, linewidth=width, marker=marker, markersize=4)
 
 
 def _finish_returns(axes: Axes, lines: list[Line]) -> None:

@@ -14,15 +14,16 @@ from khop.errors import InputError
 from khop.run import EVALUATION, METRICS, RunFolder
 
 LEARNED, SAMPLED = "learned", "learned-sampled"
+MODEL_ERROR = "model_error_"  # and how many steps ahead
 RESAMPLES = 5000
 Row = dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Series:
-    """One quantity over training: P points in real environment steps, S seeds."""
+    """One quantity at P points ``x``, usually real environment steps, for S seeds."""
 
-    env_steps: Int[np.ndarray, " P"]
+    x: Int[np.ndarray, " P"]
     values: Float[np.ndarray, "S P"]
 
     @classmethod
@@ -41,10 +42,10 @@ class Series:
 
     def thinned(self, most: int) -> Series:
         """Averages of neighbouring points, so that at most ``most`` are left."""
-        start = np.arange(0, len(self.env_steps), -(-len(self.env_steps) // most))
-        count = np.diff(np.append(start, len(self.env_steps)))
+        start = np.arange(0, len(self.x), -(-len(self.x) // most))
+        count = np.diff(np.append(start, len(self.x)))
         last = start + count - 1
-        return Series(self.env_steps[last], np.add.reduceat(self.values, start, axis=1) / count)
+        return Series(self.x[last], np.add.reduceat(self.values, start, axis=1) / count)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +72,7 @@ class Line:
     @property
     def env_steps(self) -> set[int]:
         """The steps at which all seeds have been evaluated."""
-        return set(self.returns(LEARNED).env_steps.tolist())
+        return set(self.returns(LEARNED).x.tolist())
 
     def returns(self, controller: str) -> Series:
         """Evaluated returns of the learned policies, greedy (``LEARNED``) or ``SAMPLED``."""
@@ -84,6 +85,15 @@ class Line:
     def diagnostic(self, name: str) -> Series | None:
         """A column of metrics.csv, if there is one."""
         return Series.of(self.metrics, name) if self.metrics and name in self.metrics[0] else None
+
+    @property
+    def model_errors(self) -> dict[int, Series]:
+        """By steps ahead, the held-out error of the learned models; empty where none were learned."""
+        columns = self.metrics[0] if self.metrics else {}
+        horizons = [name.removeprefix(MODEL_ERROR) for name in columns if name.startswith(MODEL_ERROR)]
+        return {
+            int(horizon): Series.of(self.metrics, MODEL_ERROR + horizon) for horizon in horizons if horizon.isdigit()
+        }
 
     @property
     def baselines(self) -> dict[str, float]:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from khop.agents.dynamics import LocalModels, Scales, symexp, symlog
+from khop.agents.dynamics import LocalModels, Outcome, Scales, symexp, symlog
 from khop.agents.policies import Actors
 from khop.agents.stacked import leading
 from khop.errors import InputError
@@ -32,6 +32,7 @@ from khop.trajectory import Trajectory
 from khop.worlds.memory import Memory, Windows
 
 LONGEST = 200  # steps up to which errors are measured
+HORIZONS = (1, 5, 25, 100, 200)  # steps ahead at which the log tells the error
 HELD_OUT_WINDOWS = 128
 VALIDATION_ROUND = 25  # gradient steps between two looks at the held-out error
 AVERAGING = 0.04  # share of the newest parameters in their running average
@@ -108,6 +109,14 @@ class LearnedState(eqx.Module):
         return jnp.sum(jnp.cumprod(below))
 
 
+class Errors(NamedTuple):
+    """Mean squared error on held-out experience 1 … H steps ahead, averaged over observation entries."""
+
+    of_change: Float[Array, "H n"]  # as a share of the variance of the change over as many steps
+    of_state: Float[Array, "H n"]  # as a share of the variance of the observation itself
+    disagreement: Float[Array, ""]  # variance of the ensemble one step ahead, as a share of that of the change
+
+
 class LearnedWorld(eqx.Module):
     """Where agents practise in what they believe of each other."""
 
@@ -143,15 +152,19 @@ class LearnedWorld(eqx.Module):
         held_out = memory.windows(held_out_key, HELD_OUT_WINDOWS, self.options.window, held_out=True)
         models, moments, rounds = self._learn(learn_key, memory, scales, held_out, state.models, state.moments)
         near_key, far_key = jax.random.split(error_key)
-        near, disagreement = self._errors(near_key, memory, scales, models, self.options.branch_length)
-        far, _ = self._errors(far_key, memory, scales, models, min(LONGEST, self.steps - 1))
-        error = jnp.concatenate([near, far[len(near) :]])
-        error = jnp.where(memory.added > 1, error, 1.0)  # before the second segment nothing is held out
+        near = self._errors(near_key, memory, scales, models, self.options.branch_length)
+        far = self._errors(far_key, memory, scales, models, min(LONGEST, self.steps - 1))
+        error = jnp.concatenate([near.of_change, far.of_change[len(near.of_change) :]])
+        known = memory.added > 1  # before the second segment nothing is held out
+        error = jnp.where(known, error, 1.0)
         state = LearnedState(memory, models, moments, scales, error)
-        ahead = {f"model_error_{h}": error[h - 1].mean() for h in (1, 5, 25, 100, 200) if h <= len(error)}
-        worst = {"model_error_worst_agent": error[0].max()}
-        steps = {"model_gradient_steps": rounds * VALIDATION_ROUND}
-        return state, ahead | worst | steps | {"model_disagreement": disagreement}
+        ahead = {f"model_error_{h}": error[h - 1].mean() for h in HORIZONS if h <= len(error)}
+        return state, ahead | {
+            "model_error_worst_agent": error[0].max(),
+            "model_error_of_state_worst_agent": jnp.where(known, near.of_state[0], 1.0).max(),
+            "model_disagreement": near.disagreement,
+            "model_gradient_steps": rounds * VALIDATION_ROUND,
+        }
 
     def _learn(
         self,
@@ -169,19 +182,25 @@ class LearnedWorld(eqx.Module):
         """
         dynamic, static = eqx.partition(models, eqx.is_inexact_array)
 
+        size, so_far = self.options.model_batch, memory.endings_so_far
+        endings_key, key = jax.random.split(key)
+        judged_endings = memory.endings(endings_key, size, so_far)  # too few to hold any out
+
         def held_out_error(dynamic: LocalModels) -> Float[Array, " n"]:
-            losses = jax.vmap(lambda one: self.loss(eqx.combine(one, static), scales, held_out))(dynamic)
-            return losses.mean(0)
+            losses = jax.vmap(lambda one: self.loss(eqx.combine(one, static), scales, held_out, judged_endings))
+            return losses(dynamic).mean(0)
 
         def gradient_step(carry: tuple, key: PRNGKeyArray) -> tuple[tuple, None]:
             dynamic, average, moments, learning = carry
-            windows = jax.vmap(
-                lambda key: memory.windows(key, self.options.model_batch, self.options.window, held_out=False)
-            )(jax.random.split(key, self.options.ensemble))
+
+            def member_loss(one: LocalModels, key: PRNGKeyArray) -> Array:
+                windows_key, endings_key = jax.random.split(key)
+                windows = memory.windows(windows_key, size, self.options.window, held_out=False)
+                endings = memory.endings(endings_key, -(-size // 4), so_far)
+                return self.loss(eqx.combine(one, static), scales, windows, endings).sum()
+
             gradient = jax.grad(
-                lambda dynamic: jax.vmap(
-                    lambda one, windows: self.loss(eqx.combine(one, static), scales, windows).sum()
-                )(dynamic, windows).sum()
+                lambda dynamic: jax.vmap(member_loss)(dynamic, jax.random.split(key, self.options.ensemble)).sum()
             )(dynamic)
             updates, moments = ADAM.update(gradient, moments)
             rate = self.options.model_learning_rate
@@ -225,9 +244,9 @@ class LearnedWorld(eqx.Module):
         found = jax.lax.while_loop(unfinished, one_round, start)
         return eqx.combine(found.best, static), found.moments, found.round
 
-    def loss(self, models: LocalModels, scales: Scales, windows: Windows) -> Float[Array, " n"]:
+    def loss(self, models: LocalModels, scales: Scales, windows: Windows, endings: Windows) -> Float[Array, " n"]:
         """Every agent's own loss: squared error of its state over open-loop windows, in units of the change's spread,
-        squared error of its symlog reward, and cross-entropy of its endings.
+        squared error of its symlog reward, and cross-entropy of its endings, which are rare and therefore shown apart.
         """
 
         def step(obs: Array, moment: tuple) -> tuple[Array, Array]:
@@ -240,21 +259,31 @@ class LearnedWorld(eqx.Module):
         _, wrong = jax.lax.scan(step, windows.obs, in_time)
         state_loss = wrong.sum((0, 1)) / windows.weight.sum()
 
+        outcome, reward = self._judged(models, scales, windows)
+        terminated, lost = windows.terminated[:, 0], windows.lost[:, 0]
+        goes_on = 1.0 - (terminated | lost)
+        reward_loss = (goes_on * jnp.square(outcome.reward - reward)).mean(0)
+        ending_loss = optax.sigmoid_binary_cross_entropy(outcome.terminated, terminated.astype(float))
+        ending_loss += optax.sigmoid_binary_cross_entropy(outcome.lost, lost.astype(float))
+
+        outcome, reward = self._judged(models, scales, endings)
+        terminated, lost = endings.weight * endings.terminated[:, 0], endings.weight * endings.lost[:, 0]
+        rare_loss = _average(jnp.square(outcome.final_reward - reward), jnp.maximum(terminated, lost))
+        rare_loss += _average(jax.nn.softplus(-outcome.terminated), terminated)
+        rare_loss += _average(jax.nn.softplus(-outcome.lost), lost)
+        return state_loss + reward_loss + ending_loss.mean(0) + rare_loss
+
+    def _judged(self, models: LocalModels, scales: Scales, windows: Windows) -> tuple[Outcome, Float[Array, "S n"]]:
+        """What the models say of the windows' first steps, and the normalised rewards that followed."""
         action, next_obs = windows.action[:, 0], windows.next_obs[:, 0]
         outcome = models.judge(scales, models.inputs(scales, windows.obs, action), next_obs)
-        reward = (symlog(windows.reward[:, 0]) - scales.reward_mean) / scales.reward_spread
-        reward_loss = jnp.square(outcome.reward - reward).mean(0)
-        ending = optax.sigmoid_binary_cross_entropy(outcome.terminated, windows.terminated[:, 0].astype(float))
-        ending += optax.sigmoid_binary_cross_entropy(outcome.lost, windows.lost[:, 0].astype(float))
-        return state_loss + reward_loss + ending.mean(0)
+        return outcome, (symlog(windows.reward[:, 0]) - scales.reward_mean) / scales.reward_spread
 
-    def _errors(
-        self, key: PRNGKeyArray, memory: Memory, scales: Scales, models: LocalModels, horizon: int
-    ) -> tuple[Float[Array, "H n"], Float[Array, ""]]:
-        """Held-out error 1 … H steps ahead, and how far the ensemble disagrees one step ahead, in the same unit."""
+    def _errors(self, key: PRNGKeyArray, memory: Memory, scales: Scales, models: LocalModels, horizon: int) -> Errors:
+        """Held-out errors 1 … H steps ahead."""
         windows = memory.windows(key, HELD_OUT_WINDOWS, horizon, held_out=True)
 
-        def ahead(obs: Array, moment: tuple) -> tuple[Array, tuple[Array, Array]]:
+        def ahead(obs: Array, moment: tuple) -> tuple[Array, tuple[Array, Array, Array]]:
             action, target, weight = moment
             following = eqx.filter_vmap(
                 lambda models, obs: models.next_obs(scales, obs, models.inputs(scales, obs, action))
@@ -264,14 +293,16 @@ class LearnedWorld(eqx.Module):
             variance = (weight[:, None, None] * jnp.square(change - mean)).sum(0)
             unexplained = (weight[:, None, None] * jnp.square(following - target)).mean(0).sum(0)
             scale = jnp.square(scales.change_spread) * 1e-3  # a constant is as well known as can be
-            share = jnp.where(weight.mean() < FEWEST, 1.0, (unexplained + scale) / (variance + scale))
+            few = weight.mean() < FEWEST
+            of_change = jnp.where(few, 1.0, (unexplained + scale) / (variance + scale))
+            of_state = jnp.where(few, 1.0, unexplained / weight.sum() / jnp.square(scales.obs_spread))
             spread = jnp.var(following, axis=0).mean(0) / jnp.square(scales.change_spread)
-            return following, (share.mean(-1), spread.mean())
+            return following, (of_change.mean(-1), of_state.mean(-1), spread.mean())
 
         start = jnp.broadcast_to(windows.obs, (self.options.ensemble, *windows.obs.shape))
         in_time = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (windows.action, windows.next_obs, windows.weight))
-        _, (error, spread) = jax.lax.scan(ahead, start, in_time)
-        return error, spread[0]
+        _, (of_change, of_state, spread) = jax.lax.scan(ahead, start, in_time)
+        return Errors(of_change, of_state, spread[0])
 
     # Imagine ----------------------------------------------------------------------------------------------------------
 
@@ -326,8 +357,9 @@ class LearnedWorld(eqx.Module):
         if self.options.stay_in_range:
             next_obs = jnp.clip(next_obs, scales.low, scales.high)
         outcome = models.judge(scales, inputs, next_obs)
-        reward = symexp(scales.reward_mean + scales.reward_spread * outcome.reward)
-        return next_obs, reward, outcome.terminated > 0, outcome.lost > 0
+        terminated, lost = outcome.endings(scales)
+        reward = jnp.where(terminated | lost, outcome.final_reward, outcome.reward)
+        return next_obs, symexp(scales.reward_mean + scales.reward_spread * reward), terminated, lost
 
 
 ADAM = optax.scale_by_adam()
@@ -365,4 +397,10 @@ def measured(memory: Memory) -> Scales:
         *mean_and_spread(symlog(moments.reward)),
         low,
         high,
+        *memory.ending_rates,
     )
+
+
+def _average(x: Float[Array, "S n"], weight: Float[Array, "S n"]) -> Float[Array, " n"]:
+    """Over S; 0 where nothing has weight."""
+    return (weight * x).sum(0) / jnp.maximum(weight.sum(0), 1.0)

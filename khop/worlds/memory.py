@@ -101,10 +101,37 @@ class Memory(eqx.Module):
             block, place = jnp.divmod(drawn, HELD_OUT_EVERY - 1)
             segment = HELD_OUT_EVERY * block + jnp.where(place > 0, place + 1, 0)
         start = jax.random.randint(start_key, (count,), 0, self.steps - length + 1)
+        return self._stretches(segment, start, length)
+
+    @property
+    def endings_so_far(self) -> Int[Array, " M"]:
+        """Among the first 1, 2, … steps kept, how many ended an agent's episode otherwise than by truncation."""
+        ending = (self.moments.terminated | self.moments.lost).any(-1) & self._there[:, None]
+        return jnp.cumsum(ending.reshape(-1))
+
+    def endings(self, key: PRNGKeyArray, count: int, so_far: Int[Array, " M"]) -> Windows:
+        """Single steps that ended an agent's episode, drawn from all that are kept; weight 0 if there are none."""
+        drawn = jax.random.randint(key, (count,), 0, jnp.maximum(so_far[-1], 1))
+        segment, start = jnp.divmod(jnp.searchsorted(so_far, drawn, side="right"), self.steps)
+        found = self._stretches(segment, start, 1)
+        return found._replace(weight=found.weight * (so_far[-1] > 0))
+
+    @property
+    def ending_rates(self) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+        """The share of steps kept at which an agent's episode terminated, and was lost."""
+        there = self._there[:, None, None]
+        total = jnp.maximum(self.filled * self.steps, 1)
+        return (there & self.moments.terminated).sum((0, 1)) / total, (there & self.moments.lost).sum((0, 1)) / total
+
+    @property
+    def _there(self) -> Bool[Array, " C"]:
+        return jnp.arange(self.capacity) < self.filled
+
+    def _stretches(self, segment: Int[Array, " S"], start: Int[Array, " S"], length: int) -> Windows:
         rows = start[:, None] + jnp.arange(length)
         found = jax.tree.map(lambda leaf: leaf[segment[:, None], rows], self.moments)
         gone_on = jnp.cumprod(1.0 - found.ended.astype(float), axis=1)
-        weight = jnp.concatenate([jnp.ones((count, 1)), gone_on[:, :-1]], axis=1)
+        weight = jnp.concatenate([jnp.ones((len(start), 1)), gone_on[:, :-1]], axis=1)
         return Windows(
             found.obs[:, 0], found.action, found.next_obs, found.reward, found.terminated, found.lost, weight
         )

@@ -13,7 +13,7 @@ from toys import with_random_weights
 
 import khop
 from khop import Topology
-from khop.agents.dynamics import LocalModels, Scales, symexp, symlog
+from khop.agents.dynamics import LocalModels, Outcome, Scales, symexp, symlog
 from khop.errors import InputError
 from khop.methods import METHODS, displaced
 from khop.run import RunFolder
@@ -70,13 +70,18 @@ def windows_of(steps: int) -> Windows:
     )
 
 
+def endings_of(agents: int) -> Windows:
+    """Steps that end the episodes of the first few agents."""
+    return windows_of(1)._replace(terminated=jnp.broadcast_to(jnp.arange(VEHICLES) < agents, (6, 1, VEHICLES)))
+
+
 def test_a_loss_sends_no_gradient_into_the_neighbours_parameters() -> None:
     """Although over three steps every prediction depends on the neighbours' predictions."""
     models, scales = models_and_scales(1)
     world = LearnedWorld(PLATOON, SMALL, PLATOON.topology.neighbourhood(1), 2, 200)
 
     def loss(models: LocalModels, agent: int) -> jax.Array:
-        return world.loss(models, scales, windows_of(3))[agent]
+        return world.loss(models, scales, windows_of(3), endings_of(3))[agent]
 
     for agent in range(VEHICLES):
         gradient = eqx.filter_grad(loss)(models, agent)
@@ -90,7 +95,31 @@ def test_weights_of_zero_take_steps_out_of_the_loss() -> None:
     windows = windows_of(3)
     cut = windows._replace(weight=windows.weight.at[:, 1:].set(0.0))
     spoilt = cut._replace(next_obs=cut.next_obs.at[:, 1:].set(1e3))
-    np.testing.assert_allclose(world.loss(models, scales, cut), world.loss(models, scales, spoilt), rtol=1e-6)
+    losses = [world.loss(models, scales, windows, endings_of(0)) for windows in (cut, spoilt)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+
+
+def test_only_agents_whose_episode_ended_learn_from_an_ending() -> None:
+    models, scales = models_and_scales(1)
+    world = LearnedWorld(PLATOON, SMALL, PLATOON.topology.neighbourhood(1), 2, 200)
+    ended = endings_of(2)
+    none = ended._replace(weight=ended.weight * 0)
+    losses = [np.asarray(world.loss(models, scales, windows_of(3), endings)) for endings in (none, ended)]
+    np.testing.assert_array_equal(losses[1] > losses[0], np.arange(VEHICLES) < 2)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.01])
+def test_an_ending_is_predicted_where_it_is_more_likely_than_not(rate: float) -> None:
+    """Bayes' rule on what may be seen in 7 ways, and the logits of a perfect classifier of the mixture trained on."""
+    random = np.random.default_rng(3)
+    if_ending, otherwise = random.dirichlet(np.full(7, 0.3)), random.dirichlet(np.full(7, 0.3))
+    posterior = rate * if_ending / (rate * if_ending + (1 - rate) * otherwise)
+    logits = jnp.asarray(np.log((rate * if_ending + if_ending) / ((1 - rate) * otherwise)))[:, None]
+    scales = eqx.tree_at(lambda s: (s.terminated_rate, s.lost_rate), Scales.unknown(1, 1), (jnp.array([rate]),) * 2)
+    terminated, lost = Outcome(logits, logits, logits, logits).endings(scales)
+    assert 0 < (posterior > 0.5).sum() < 7
+    np.testing.assert_array_equal(terminated[:, 0], posterior > 0.5)
+    np.testing.assert_array_equal(lost, terminated)
 
 
 def test_symlog() -> None:

@@ -70,6 +70,22 @@ def test_nothing_counts_after_an_end() -> None:
     np.testing.assert_array_equal(windows.weight, [expected[int(first)] for first in start])
 
 
+def test_endings_are_the_steps_that_ended_an_episode() -> None:
+    memory = Memory.empty(5, STEPS, experience(0)).add(experience(0, ends=((2, 0), (5, 1)))).add(experience(2))
+    found = memory.endings(jax.random.key(0), 50, memory.endings_so_far)
+    assert set(np.asarray(found.reward)[:, 0, 0]) == {2, 105}
+    assert np.all(found.weight == 1)
+    np.testing.assert_array_equal(np.asarray(found.terminated)[:, 0], np.broadcast_to(np.arange(N) == 1, (50, N)))
+    terminated, lost = memory.ending_rates
+    np.testing.assert_allclose(terminated, [0, 2 / (4 * STEPS), 0], rtol=1e-6)
+    np.testing.assert_array_equal(lost, 0)
+
+
+def test_without_an_ending_none_counts() -> None:
+    memory = filled(2)
+    assert not memory.endings(jax.random.key(0), 3, memory.endings_so_far).weight.any()
+
+
 def test_the_oldest_segments_are_overwritten() -> None:
     memory = filled(6, capacity=4)
     kept = np.unique(np.asarray(memory.moments.reward) // 100)
