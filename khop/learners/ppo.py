@@ -84,7 +84,7 @@ class PPO:
 
     actor_learning_rate: float = 7e-4
     """Adam's step size for the policies."""
-    critic_learning_rate: float = 1e-3
+    critic_learning_rate: float = 2e-3
     """Adam's step size for the values."""
     epochs: int = 6
     """Passes over each batch."""

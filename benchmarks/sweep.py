@@ -1,0 +1,97 @@
+"""One option of MDPO at a time: what remains of it in the final return, the model's error and the messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from study import Row, Study, arguments, by_seed
+
+from khop.report.style import COLOURS, save, styled
+
+LAST = 3  # evaluations that a final return averages
+
+
+def main(
+    description: str | None,
+    study: Study,
+    systems: Sequence[str],
+    families: dict[str, list[str]],
+    label: str,
+    columns: dict[str, str],
+) -> None:
+    """Run a study whose variants are families of one option's values, print its table and draw its figure.
+
+    Args:
+        description: for ``--help``.
+        study: all variants.
+        systems: to choose from.
+        families: by what is varied, the variants in the order of the option's value; a variant is called "what value".
+        label: of the x axis.
+        columns: of the results, to draw below the return, with their labels.
+    """
+    chosen = arguments(description, systems, [variant.name for variant in study.variants])
+    if chosen.quick:
+        report(study.quick(chosen.systems, chosen.variants), chosen.systems, families, columns)
+        return
+    rows = study.run(chosen.systems, chosen.seeds, chosen.variants)
+    report(rows, systems, families, columns)
+    print(draw(study, rows, systems, families, label, columns))
+
+
+def final(rows: Sequence[Row], system: str, variant: str, column: str) -> np.ndarray:
+    """(seeds,) the mean of the last few evaluations."""
+    runs = by_seed([row for row in rows if row[column]], system, variant, column)
+    return runs[:, -LAST:, 2].mean(1) if len(runs) else np.empty(0)
+
+
+def report(
+    rows: Sequence[Row], systems: Sequence[str], families: dict[str, list[str]], columns: dict[str, str]
+) -> None:
+    """The table that the documentation quotes: medians over seeds, and the range of the returns."""
+    for system in systems:
+        for variant in (variant for family in families.values() for variant in family):
+            returns = final(rows, system, variant, "return")
+            if len(returns):
+                others = ", ".join(f"{name} {np.median(final(rows, system, variant, name)):.4g}" for name in columns)
+                print(
+                    f"{system} {variant}, {len(returns)} seeds: return {np.median(returns):.1f} "
+                    f"({returns.min():.1f} to {returns.max():.1f}), {others}"
+                )
+
+
+def draw(
+    study: Study,
+    rows: Sequence[Row],
+    systems: Sequence[str],
+    families: dict[str, list[str]],
+    label: str,
+    columns: dict[str, str],
+) -> Path:
+    """Median and range over seeds of the cost and of the other columns, one column of axes per system."""
+    begun = [system for system in systems if any(row["system"] == system for row in rows)]
+    shown = {"return": "cost, −return [1/step]"} | columns
+    with styled():
+        figure = Figure(figsize=(5.5 * len(begun), 2.6 * len(shown)))
+        grid = figure.subplots(len(shown), len(begun), squeeze=False, sharex="col")
+        for axes_column, system in zip(grid.T, begun, strict=True):
+            for axes, (column, ylabel) in zip(axes_column, shown.items(), strict=True):
+                for colour, (family, variants) in zip(COLOURS, families.items(), strict=False):
+                    there = [variant for variant in variants if len(final(rows, system, variant, column))]
+                    values = [abs(final(rows, system, variant, column)) for variant in there]
+                    if there:
+                        x = [variant.split()[-1] for variant in there]
+                        middle = np.array([np.median(value) for value in values])
+                        below = middle - [value.min() for value in values]
+                        above = np.array([value.max() for value in values]) - middle
+                        axes.errorbar(
+                            x, middle, [below, above], color=colour, marker="o", markersize=4, capsize=2, label=family
+                        )
+                axes.set(ylabel=ylabel, yscale="linear" if column.endswith("scalars") else "log")
+            axes_column[0].set_title(system)
+            axes_column[-1].set_xlabel(label)
+        if len(families) > 1:
+            grid[0, 0].legend()
+        return save(figure, study.results.with_suffix(".png"))
