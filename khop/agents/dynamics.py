@@ -122,16 +122,6 @@ class LocalModels(eqx.Module):
         return Outcome(*jnp.moveaxis(output, -1, 0))
 
 
-def symlog(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """sign(x) log(1 + |x|): keeps small differences visible beside large values (Hafner et al. 2023)."""
-    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
-
-
-def symexp(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The inverse of ``symlog``."""
-    return jnp.sign(x) * jnp.expm1(jnp.abs(x))
-
-
 def _encoded(action: Array, actions: DiscreteActions | ContinuousActions) -> Float[Array, "*batch n a"]:
     """Actions as features: one-hot, or the place in the box from −1 to 1."""
     if isinstance(actions, DiscreteActions):

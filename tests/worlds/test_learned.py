@@ -13,7 +13,7 @@ from toys import with_random_weights
 
 import khop
 from khop import Topology
-from khop.agents.dynamics import LocalModels, Outcome, Scales, symexp, symlog
+from khop.agents.dynamics import LocalModels, Outcome, Scales
 from khop.errors import InputError
 from khop.methods import METHODS, displaced
 from khop.run import RunFolder
@@ -120,12 +120,6 @@ def test_an_ending_is_predicted_where_it_is_more_likely_than_not(rate: float) ->
     assert 0 < (posterior > 0.5).sum() < 7
     np.testing.assert_array_equal(terminated[:, 0], posterior > 0.5)
     np.testing.assert_array_equal(lost, terminated)
-
-
-def test_symlog() -> None:
-    np.testing.assert_allclose(symlog(jnp.array([0.0, np.e - 1, 1 - np.e])), [0, 1, -1], atol=1e-6)
-    values = jnp.array([-1e5, -3.0, 0.0, 0.2, 1e4])
-    np.testing.assert_allclose(symexp(symlog(values)), values, rtol=1e-5)
 
 
 def real_experience(training: Training, state: TrainingState) -> Trajectory:
