@@ -75,7 +75,8 @@ def play(system: System, controller: Controller, key: PRNGKeyArray) -> Episode:
 
 @eqx.filter_jit
 def measure(system: System, controller: Controller, keys: Key[Array, " E"]) -> dict[str, Float[Array, " E"]]:
-    """The system's metrics over E episodes, one per key."""
+    """The system's metrics over E episodes, one per key, on what it keeps from training if it does."""
+    system = system.held_out
     return jax.lax.map(
         lambda key: system.metrics(play(system, controller, key)), keys, batch_size=min(PARALLEL_EPISODES, len(keys))
     )

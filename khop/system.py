@@ -187,6 +187,11 @@ class System(eqx.Module):
         """
         return self.topology
 
+    @property
+    def held_out(self) -> System:
+        """The system that evaluation uses: itself, unless some of its conditions are kept from training."""
+        return self
+
     @abc.abstractmethod
     def reset(self, key: PRNGKeyArray) -> tuple[PyTree, Float[Array, "n d"]]:
         """A fresh state and its observations."""

@@ -27,7 +27,7 @@ def episode_figure(system: System, controllers: dict[str, Controller], seed: int
     """
     out = checked(Path(out))
     key = episode_keys(seed, 1)[0]
-    player = eqx.filter_jit(play)
+    system, player = system.held_out, eqx.filter_jit(play)
     episodes = {name: jax.tree.map(np.asarray, player(system, chosen, key)) for name, chosen in controllers.items()}
     with styled():
         render = getattr(system, "render", None)

@@ -48,7 +48,7 @@ def as_grid(net: pandapowerNet) -> tuple[Grid, Int[np.ndarray, " B"]]:
     """The grid of a pandapower net with one slack, and where its buses went.
 
     Lines, transformers, shunts and closed switches are as pandapower models them. ``sgen`` are the inverters, with
-    their largest power ``max_p_mw`` or else ``p_mw``; ``bus.zone`` names zones, of which "main" and empty ones are none.
+    their largest power ``max_p_mw`` or else ``p_mw``; ``bus.zone`` names zones, where "main" or nothing is no zone.
 
     Returns:
         The grid, and for every row of ``net.bus`` its bus in the grid (several where switches join them).

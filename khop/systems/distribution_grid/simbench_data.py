@@ -27,7 +27,7 @@ def table(name: str, columns: list[str] | None = None) -> DataFrame:
 
 
 def subnet(name: str, code: str) -> DataFrame:
-    """The rows of a table that belong to one grid, e.g. ``LV3.101``; nodes are named by the bus they are switched to."""
+    """The rows of a table of one grid, e.g. ``LV3.101``; nodes are named by the bus they are switched to."""
     rows = table(name)
     rows = rows[rows.subnet == code]
     for column in rows.columns.intersection(["node", "nodeA", "nodeB", "nodeLV"]):
