@@ -18,6 +18,11 @@ from khop.system import DiscreteActions, Episode, Step, System, step_and_reset
 SMALL = {  # parameters that make a system quick to test; what is not listed runs with its defaults
     "platoon-catchup": {"vehicles": 4, "horizon": 40},
     "platoon-slowdown": {"vehicles": 4, "horizon": 40},
+    "grid-33": {"horizon": 8},
+    "grid-141": {"horizon": 8},
+    "grid-322": {"horizon": 8},
+    "grid-421": {"horizon": 8},
+    "grid-own": {"horizon": 8},
 }
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # between two ways to compile the same float32 operations
 
