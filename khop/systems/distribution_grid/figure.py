@@ -45,8 +45,9 @@ def grid_figure(grid: Grid, episodes: dict[str, Episode], band: tuple[float, flo
         reactive.plot(hours, abs(played(episode, "reactive")).mean(1), color=COLOURS[2])
         for axes in (loss, reactive):
             axes.set_xlim(hours[0], hours[-1])
-            axes.set_ylim(bottom=0)
         reactive.set_xlabel("hour of the day")
+    for axes in panels[2:, 0]:
+        axes.set_ylim(bottom=0)
     panels[0, 0].set_ylabel("voltage [pu]")
     panels[1, 0].set_ylabel("worst moment")
     panels[2, 0].set_ylabel("losses [MW]\nall, lines alone dashed")

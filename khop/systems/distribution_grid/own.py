@@ -110,6 +110,8 @@ def _table(file: Path, columns: int, kind: str) -> tuple[Float[np.ndarray, "R C"
             f"The times of {file} are not evenly spaced by a multiple of {STEP} minutes that divides a day, but by "
             f"{steps.min():g} to {steps.max():g}: resample it."
         )
+    if times.iloc[0] != times.iloc[0].normalize():
+        raise InputError(f"{file} begins at {times.iloc[0]:%H:%M}: days are counted from midnight, so begin there.")
     if len(frame) * interval < 4 * DAY:
         raise InputError(f"{file} covers {len(frame) * interval / DAY:.1f} days: at least four are needed.")
     return values, interval

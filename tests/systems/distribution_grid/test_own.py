@@ -83,6 +83,11 @@ def uneven(net, frames) -> None:
     frames["load_active"] = frames["load_active"].drop(index=5)
 
 
+def late_start(net, frames) -> None:
+    for name in frames:
+        frames[name]["time"] += pandas.Timedelta(hours=6)
+
+
 def negative_sun(net, frames) -> None:
     frames["pv_active"].loc[3, 0] = -1.0
 
@@ -123,6 +128,7 @@ def no_zones(net, frames) -> None:
         (gap, r"pv_active.csv has no number in row 9, column '1'"),
         (shorter, r"pv_active.csv has 383 rows of 15 minutes, but load_active.csv 384"),
         (uneven, r"load_active.csv are not evenly spaced"),
+        (late_start, r"load_active.csv begins at 06:00"),
         (negative_sun, r"pv_active.csv has negative values"),
         (one_day, r"covers 1.0 days: at least four"),
         (too_much_load, r"does not converge"),
