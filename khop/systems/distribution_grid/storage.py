@@ -72,8 +72,8 @@ def _write(file: Path, data: Data) -> None:
 def _read(file: Path) -> Data | None:
     """The content of a file, None if there is none or it is not what was written."""
     try:
-        with np.load(file, allow_pickle=False) as opened:
-            arrays = dict(opened)
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
+            arrays = dict(content)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
     if str(arrays.pop(HASH, "")) != content_hash(arrays):
