@@ -14,7 +14,7 @@ from test_power_flow import meshed_net
 import khop
 from khop.errors import InputError
 
-DAYS, INTERVAL = 4, 15
+DAYS, INTERVAL = 5, 15
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +126,7 @@ def no_zones(net, frames) -> None:
     [
         (missing_column, r"load_reactive.csv has 2 columns after the time, but the net has 3 rows of load"),
         (gap, r"pv_active.csv has no number in row 9, column '1'"),
-        (shorter, r"pv_active.csv has 383 rows of 15 minutes, but load_active.csv 384"),
+        (shorter, r"pv_active.csv has 479 rows of 15 minutes, but load_active.csv 480"),
         (uneven, r"load_active.csv are not evenly spaced"),
         (late_start, r"load_active.csv begins at 06:00"),
         (negative_sun, r"pv_active.csv has negative values"),
