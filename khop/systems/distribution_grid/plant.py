@@ -63,6 +63,21 @@ class Plant:
     def _inverter_at(self) -> Float[np.ndarray, "I m"]:
         return (self.data[0].inverter_bus[:, None] == self.flow.injecting).astype(np.float32)
 
+    @cached_property
+    def sensitivity(self) -> tuple[Float[np.ndarray, "N I"], Float[np.ndarray, "I I"], Float[np.ndarray, " 2"]]:
+        """What reactive power does near a grid without load, per Mvar fed in by each inverter.
+
+        Change of voltages in pu, quadratic form of the losses in MW, and the largest eigenvalues of the squares of the
+        first and of the second.
+        """
+        flow, grid = self.flow, self.data[0]
+        at = np.searchsorted(flow.injecting, grid.inverter_bus)
+        current = -1j / flow.idle[grid.inverter_bus].conj() / grid.base
+        voltage = np.real(flow.idle.conj()[:, None] * flow.impedance[:, at] * current) / abs(flow.idle)[:, None]
+        through = flow.series[0][:, at] * current
+        losses = grid.base * np.real(through.conj().T @ (grid.impedance.real[:, None] * through))
+        return voltage, losses, np.array([np.linalg.norm(voltage, 2) ** 2, np.linalg.norm(losses, 2)])
+
     def capability(self, sun: Float[Array, " I"]) -> Float[Array, " I"]:
         """√(s² − p²), the reactive power left to every inverter, Mvar."""
         return jnp.sqrt(jnp.maximum(self.apparent**2 - sun**2, 0.0))
