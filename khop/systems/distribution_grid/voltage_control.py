@@ -302,7 +302,7 @@ def _spec(plant: Plant, limit: float, levels: int, horizon: int) -> Spec:
         },
         baselines=("no-control", "droop", "opf"),
         kappa_actor=1,
-        kappa_critic=1,
+        kappa_critic=2,  # reactive power moves voltages beyond the next zone
     )
 
 
