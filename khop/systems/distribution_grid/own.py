@@ -35,7 +35,7 @@ def own_grid_and_profiles(net: str, data: str) -> Data:
     for file in files:
         if not file.is_file():
             raise InputError(
-                f"There is no file {file}: --net is a pandapower net in JSON, --data a folder with {FILES}."
+                f"There is no file {file}: give a pandapower net in JSON, and a folder with {', '.join(FILES)}."
             )
     digest = hashlib.sha256()
     for file in files:

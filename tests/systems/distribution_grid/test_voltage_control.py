@@ -1,5 +1,8 @@
 """Voltage control: costs by hand, actions, ends, baselines against brute force."""
 
+import re
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -236,3 +239,15 @@ def test_evaluation_is_on_days_that_training_never_sees() -> None:
 def test_parameters_that_make_no_sense_are_refused(parameters: dict, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         khop.make("grid-33", **parameters)
+
+
+def test_the_page_names_every_parameter_with_its_default_every_metric_and_every_baseline() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "systems" / "distribution_grid.md").read_text()
+    section = page[page.index("## Parameters") : page.index("## Metrics")]
+    documented = dict(re.findall(r"^\| `(\w+)` \| ([\w.]+) \|", section, re.MULTILINE))
+    system = khop.make("grid-33")
+    assert documented == {
+        name: f"{value:g}" if isinstance(value, int | float) else value for name, value in vars(system).items()
+    }
+    for name in (*system.spec.metrics, *system.spec.baselines):
+        assert f"`{name}`" in page
