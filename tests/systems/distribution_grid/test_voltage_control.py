@@ -131,7 +131,7 @@ def test_episodes_stay_on_the_days_of_their_split(days: str) -> None:
 def test_noise_is_unbiased() -> None:
     system = khop.make("grid-33", noise=0.05)
     keys = jax.random.split(jax.random.key(3), 4000)
-    load, sun = jax.jit(jax.vmap(lambda key: system._conditions(key, MIDSUMMER_NOON)))(keys)
+    load, sun = jax.jit(jax.vmap(lambda key: system._conditions(key, jnp.int32(MIDSUMMER_NOON))))(keys)
     still = state_at(system, MIDSUMMER_NOON)
     for drawn, true in ((load, still.load), (sun, still.sun)):
         np.testing.assert_allclose(drawn.mean(0), true, rtol=0.005)
