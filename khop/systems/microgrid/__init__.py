@@ -1,0 +1,1 @@
+"""Islanded microgrids of droop-controlled inverters and their secondary voltage control."""
