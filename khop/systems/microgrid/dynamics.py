@@ -64,9 +64,10 @@ def advance(
         seconds: how long.
         substeps: into how many steps to cut that time.
     """
-    n, first_load = network.n, len(network.resistance) - network.loads
+    n, m = network.n, len(network.resistance)
+    first_load = m - network.loads
     resistance, inductance = (
-        jnp.asarray(values).at[first_load:].mul(factor).at[first_load:].add(service)
+        jnp.concatenate([values[:first_load], values[first_load:] * factor + service])
         for values, factor, service in (
             (network.resistance, load_resistance, network.service_resistance),
             (network.inductance, load_inductance, network.service_inductance),
@@ -87,7 +88,7 @@ def advance(
         speed = s.frequency - network.active_droop * s.active
         local = s.current[:n] * jnp.exp(-1j * s.angle)
         power = terminal_voltage(network, set_point, s.reactive) * local.conj()
-        turning = jnp.full(s.current.shape, -speed[0]).at[:n].add(speed - speed[0])
+        turning = jnp.pad(speed - speed[0], (0, m - n)) - speed[0]
         return (
             speed - speed[0],
             POWER_FILTER * (power.real - s.active),
@@ -98,7 +99,7 @@ def advance(
     def stage(angle: Array, active: Array, reactive: Array, frequency: Array, current: Array) -> Electrical:
         """Solve for what is implicit, frequency and currents, given what the explicit half and earlier stages add."""
         source = terminal_voltage(network, set_point, reactive) * jnp.exp(1j * angle)
-        flow = (inductance * current).at[:n].add(z * source) * companion
+        flow = (inductance * current + jnp.pad(z * source, (0, m - n))) * companion
         surplus = signed_sum(network.balance, flow)
         bus_voltage = jax.lax.complex(  # on a CPU, XLA multiplies complex matrices three times slower
             real @ surplus.real - imaginary @ surplus.imag, real @ surplus.imag + imaginary @ surplus.real
