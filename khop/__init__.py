@@ -17,5 +17,6 @@ from khop.system import make as make
 from khop.system import register as register
 from khop.system import registered as registered
 from khop.systems import distribution_grid as distribution_grid
+from khop.systems import microgrid as microgrid
 from khop.systems import platoon as platoon
 from khop.topology import Topology as Topology

@@ -23,6 +23,8 @@ SMALL = {  # parameters that make a system quick to test; what is not listed run
     "grid-322": {"horizon": 8},
     "grid-421": {"horizon": 8},
     "grid-own": {"horizon": 8},
+    "microgrid-20": {"continuous": True},
+    "microgrid-40": {"as_published": True},
 }
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # between two ways to compile the same float32 operations
 

@@ -62,7 +62,7 @@ def integrate(grid: Network, parts: list, finer: int = 1) -> list[Electrical]:
     states = [at_rest(grid)]
     for set_point, load, controlled, seconds in parts:
         substeps = finer * (80 if seconds == PRIMARY else 50)
-        states.append(fast(grid, states[-1], *map(jnp.asarray, (set_point, *load, controlled)), seconds, substeps))
+        states.append(fast(grid, states[-1], *map(jnp.asarray, (set_point, load, controlled)), seconds, substeps))
     return states[1:]
 
 
@@ -103,11 +103,11 @@ def test_the_integrator_is_of_second_order() -> None:
 def test_what_settled_droop_control_obeys(inverters: int) -> None:
     """Power is conserved, the frequency is back at its nominal value and active power is shared as the droops say."""
     grid = network(inverters, False)
-    none = jnp.ones(grid.loads)
+    load = jnp.ones((2, grid.loads))
     set_point = jnp.full(inverters, 515.0)
     state = at_rest(grid)
-    state = fast(grid, state, set_point, none, none, jnp.asarray(False), PRIMARY, 400)
-    state = fast(grid, state, set_point, none, none, jnp.asarray(True), 3.0, 3000)
+    state = fast(grid, state, set_point, load, jnp.asarray(False), PRIMARY, 400)
+    state = fast(grid, state, set_point, load, jnp.asarray(True), 3.0, 3000)
     resistance = grid.resistance + np.pad(grid.service_resistance, (len(grid.resistance) - grid.loads, 0))
     inductance = grid.inductance + np.pad(grid.service_inductance, (len(grid.resistance) - grid.loads, 0))
     flow = np.abs(state.current) ** 2

@@ -47,8 +47,7 @@ def advance(
     network: Network,
     state: Electrical,
     set_point: Float[Array, " n"],
-    load_resistance: Float[Array, " loads"],
-    load_inductance: Float[Array, " loads"],
+    load: Float[Array, "2 loads"],
     frequency_control: Bool[Array, ""] | bool,
     seconds: float,
     substeps: int,
@@ -59,7 +58,7 @@ def advance(
         network: the microgrid.
         state: where it stands.
         set_point: of the inverters' voltages, V.
-        load_resistance, load_inductance: of each load, as multiples of the network's.
+        load: resistance and inductance of each load, as multiples of the network's.
         frequency_control: whether the inverters bring the frequency back to its nominal value.
         seconds: how long.
         substeps: into how many steps to cut that time.
@@ -69,8 +68,8 @@ def advance(
     resistance, inductance = (
         jnp.concatenate([values[:first_load], values[first_load:] * factor + service])
         for values, factor, service in (
-            (network.resistance, load_resistance, network.service_resistance),
-            (network.inductance, load_inductance, network.service_inductance),
+            (network.resistance, load[0], network.service_resistance),
+            (network.inductance, load[1], network.service_inductance),
         )
     )
     h = seconds / substeps

@@ -15,6 +15,7 @@ from khop.topology import Topology
 
 NOMINAL_FREQUENCY = 2 * np.pi * 60  # rad/s
 NOMINAL_VOLTAGE = 480.0  # V
+BAND = 0.05  # how far voltages may be from it, pu
 POWER_FILTER = 31.41  # 1/s, cut-off of the power measurement
 COUPLING_RESISTANCE, COUPLING_INDUCTANCE = 0.03, 0.35e-3  # Ω and H, between an inverter and its bus
 VIRTUAL_RESISTANCE = 1e4  # Ω, from every bus to ground: it turns Kirchhoff's current law into a voltage
