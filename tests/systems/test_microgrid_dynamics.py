@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import microgrid_ode
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
@@ -14,37 +15,6 @@ VARIANTS = [(6, False), (20, False), (20, True), (40, False)]
 PRIMARY, INTERVAL = 0.4, 0.05  # s
 
 fast = eqx.filter_jit(advance)
-
-
-def exact(
-    grid: Network, x: np.ndarray, set_point: np.ndarray, load: np.ndarray, controlled: bool, seconds: float
-) -> np.ndarray:
-    """The end of the ordinary differential equations, written in each inverter's own frame with bus voltages taken
-    from virtual resistors; x holds angles, active and reactive powers, frequencies, real and imaginary currents."""
-    n, m = grid.n, len(grid.resistance)
-    R = grid.resistance.copy()
-    L = grid.inductance.copy()
-    R[-grid.loads :] = load[0] * R[-grid.loads :] + grid.service_resistance
-    L[-grid.loads :] = load[1] * L[-grid.loads :] + grid.service_inductance
-
-    def rates(_: float, x: np.ndarray) -> np.ndarray:
-        angle, P, Q, omega = x[: 4 * n].reshape(4, n)
-        current = x[4 * n : 4 * n + m] + 1j * x[4 * n + m :]
-        speed = 120 * np.pi + omega - grid.active_droop * P
-        common = speed[0]
-        V = 1e4 * (grid.balance @ current)
-        v = set_point - grid.reactive_droop * Q
-        own = current[:n] * np.exp(-1j * angle)
-        own_rate = -R[:n] / L[:n] * own - 1j * common * own + (v - V[grid.inverter_bus] * np.exp(-1j * angle)) / L[:n]
-        rate = -R / L * current - 1j * common * current - (grid.incidence.T @ V) / L
-        rate[:n] = (own_rate + 1j * (speed - common) * own) * np.exp(1j * angle)
-        P_rate, Q_rate = 31.41 * (v * own.real - P), 31.41 * (-v * own.imag - Q)
-        drift = grid.pinning * grid.active_droop * P - grid.consensus @ omega
-        return np.concatenate([speed - common, P_rate, Q_rate, controlled * drift, rate.real, rate.imag])
-
-    found = solve_ivp(rates, (0, seconds), x, method="Radau", rtol=1e-7, atol=1e-6, t_eval=[seconds])
-    assert found.success
-    return found.y[:, -1]
 
 
 def windows(grid: Network, steps: int) -> list[tuple[np.ndarray, np.ndarray, bool, float]]:
@@ -72,14 +42,17 @@ def test_voltages_are_those_of_scipys_stiff_integrator(inverters: int, as_publis
     grid = network(inverters, as_published)
     parts = windows(grid, 3)
     n, m = grid.n, len(grid.resistance)
-    x = np.zeros(4 * n + 2 * m)
+    x = microgrid_ode.at_rest(grid)
     for (set_point, load, controlled, seconds), state in zip(parts, integrate(grid, parts), strict=True):
-        x = exact(grid, x, set_point, load, controlled, seconds)
+        rates = microgrid_ode.rates(grid, set_point, load, controlled)
+        found = solve_ivp(rates, (0, seconds), x, method="Radau", rtol=1e-7, atol=1e-6, t_eval=[seconds])
+        assert found.success
+        x = found.y[:, -1]
         angle, active, reactive, frequency = x[: 4 * n].reshape(4, n)
         current = x[4 * n : 4 * n + m] + 1j * x[4 * n + m :]
         assert state.reactive.dtype == jnp.float32
-        found = terminal_voltage(grid, jnp.asarray(set_point), state.reactive)
-        np.testing.assert_allclose(found, set_point - grid.reactive_droop * reactive, atol=1e-4 * 480)
+        voltage = terminal_voltage(grid, jnp.asarray(set_point), state.reactive)
+        np.testing.assert_allclose(voltage, set_point - grid.reactive_droop * reactive, atol=1e-4 * 480)
         np.testing.assert_allclose(state.bus_voltage, 1e4 * (grid.balance @ current), atol=1e-3 * 480)
         np.testing.assert_allclose(state.angle, angle, atol=1e-3)
         np.testing.assert_allclose(state.active, active, atol=150)
