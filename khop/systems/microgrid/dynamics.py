@@ -74,7 +74,7 @@ def advance(
     )
     h = seconds / substeps
     z = GAMMA * h
-    companion = 1 / (inductance + z * (resistance + 1j * NOMINAL_FREQUENCY * inductance))
+    companion = reciprocal(inductance + z * (resistance + 1j * NOMINAL_FREQUENCY * inductance))
     incidence, balance = jnp.asarray(network.incidence), jnp.asarray(network.balance)
     conductance = jnp.eye(len(incidence)) / VIRTUAL_RESISTANCE + (balance * (z * companion)) @ incidence.T
     impedance = inverse(conductance)
@@ -85,7 +85,7 @@ def advance(
     def rates(s: Electrical) -> tuple[Array, Array, Array, Array]:
         """What is explicit: of angle, active and reactive power, and what turns the currents beyond 60 Hz."""
         speed = s.frequency - network.active_droop * s.active
-        local = s.current[:n] * jnp.exp(-1j * s.angle)
+        local = s.current[:n] * turn(-s.angle)
         power = terminal_voltage(network, set_point, s.reactive) * local.conj()
         turning = jnp.pad(speed - speed[0], (0, m - n)) - speed[0]
         return (
@@ -97,7 +97,7 @@ def advance(
 
     def stage(angle: Array, active: Array, reactive: Array, frequency: Array, current: Array) -> Electrical:
         """Solve for what is implicit, frequency and currents, given what the explicit half and earlier stages add."""
-        source = terminal_voltage(network, set_point, reactive) * jnp.exp(1j * angle)
+        source = terminal_voltage(network, set_point, reactive) * turn(angle)
         flow = (inductance * current + jnp.pad(z * source, (0, m - n))) * companion
         surplus = signed_sum(network.balance, flow)
         bus_voltage = jax.lax.complex(  # on a CPU, XLA multiplies complex matrices three times slower
@@ -136,6 +136,16 @@ def advance(
     return jax.lax.scan(substep, state, length=substeps)[0]
 
 
+def turn(angle: Float[Array, " n"]) -> Complex[Array, " n"]:
+    """e^(j angle)."""
+    return jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
+
+
+def reciprocal(x: Complex[Array, "*any"]) -> Complex[Array, "*any"]:
+    """1 / x where |x|² neither overflows nor vanishes; XLA's general division compiles and runs much longer."""
+    return x.conj() / (x.real**2 + x.imag**2)
+
+
 def signed_sum(signs: Float[np.ndarray, "rows columns"], x: Complex[Array, " columns"]) -> Complex[Array, " rows"]:
     """``signs @ x`` for a matrix of few ones and minus ones, all else 0."""
     terms = int(np.count_nonzero(signs, axis=1).max())
@@ -150,8 +160,8 @@ def inverse(matrix: Complex[Array, "b b"]) -> Complex[Array, "b b"]:
     """
 
     def eliminate(matrix: Array, k: Array) -> tuple[Array, None]:
-        pivot = matrix[k, k]
-        row = (matrix[k] / pivot).at[k].set(1 / pivot)
+        pivot = reciprocal(matrix[k, k])
+        row = (matrix[k] * pivot).at[k].set(pivot)
         column = matrix[:, k].at[k].set(0)
         rest = matrix.at[:, k].set(0) - column[:, None] * row
         return rest.at[k].set(row), None

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from khop.systems.microgrid.dynamics import Electrical, terminal_voltage
+from khop.systems.microgrid.dynamics import Electrical, terminal_voltage, turn
 from khop.systems.microgrid.network import BAND, NOMINAL_VOLTAGE, Network
 
 MEASURED = {  # name → scale, unit of the scaled value
@@ -29,7 +29,7 @@ SCALES = np.array([scale for scale, _ in MEASURED.values()], np.float32)
 def observe(network: Network, electrical: Electrical, set_point: Float[Array, " n"]) -> Float[Array, "n 10"]:
     """Every inverter's measurements, each divided by its scale."""
     current = electrical.current[: network.n]
-    own = current * jnp.exp(-1j * electrical.angle)
+    own = current * turn(-electrical.angle)
     bus = electrical.bus_voltage[network.inverter_bus]
     measured = [
         electrical.angle,
