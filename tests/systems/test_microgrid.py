@@ -1,5 +1,9 @@
 """Microgrid tasks: what is observed and rewarded, what disturbs, what is measured, how classical control does."""
 
+import dataclasses
+import re
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -158,3 +162,14 @@ def test_distributed_averaging_listens_to_neighbours_alone() -> None:
 def test_horizons_that_are_no_counts_are_refused(horizon: object) -> None:
     with pytest.raises(InputError, match="needs horizon to be a whole number of at least 1"):
         khop.make("microgrid-20", horizon=horizon)
+
+
+def test_parameters_metrics_and_baselines_are_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "systems" / "microgrid.md").read_text()
+    section = page[page.index("## Parameters") : page.index("## Metrics")]
+    documented = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", section, re.MULTILINE))
+    system = khop.make("microgrid-20")
+    defaults = {field.name: getattr(system, field.name) for field in dataclasses.fields(system)}
+    assert documented == {name: str(value).lower() for name, value in defaults.items()}
+    for name in (*system.spec.metrics, *system.spec.baselines):
+        assert f"`{name}`" in page
