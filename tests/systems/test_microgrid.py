@@ -73,7 +73,7 @@ def test_disturbances_move_the_loads_and_nothing_does_without(played: tuple) -> 
 
 def test_observations_are_measurements_that_change(played: tuple) -> None:
     """Powers and voltages that agree with each other, by Ohm's and the droop law; no entry is constant."""
-    _, first, steps = played
+    _, _, steps = played
     obs = np.asarray(steps.obs)
     assert np.all(obs.std(axis=0)[1:] > 1e-5)  # inverter 1 is the angle's reference
     assert np.all(obs.std(axis=0)[0, 1:] > 1e-5)
@@ -85,12 +85,11 @@ def test_observations_are_measurements_that_change(played: tuple) -> None:
     np.testing.assert_allclose(obs[..., 0] * 0.5, electrical.angle, atol=1e-5)
     own, common = 200 * (obs[..., 3] + 1j * obs[..., 4]), 200 * (obs[..., 5] + 1j * obs[..., 6])
     np.testing.assert_allclose(own * np.exp(1j * 0.5 * obs[..., 0]), common, atol=0.05)
-    np.testing.assert_allclose(voltage * own.real / 1e5, obs[..., 1], atol=0.1)  # the measurement lags
-    # At the end of 50 ms the coupling carries (v − V_bus) / (r + jωL), but for what still rings.
+    # Measured powers lag, and the coupling carries (v − V_bus) / (r + jωL) but for what still rings.
+    np.testing.assert_allclose((voltage * own.real / 1e5)[4:], obs[4:, :, 1], atol=0.05)
     bus = 480 + 100 * obs[..., 7] + 200j * obs[..., 8]
     through = (voltage * np.exp(1j * 0.5 * obs[..., 0]) - bus) / (0.03 + 1j * 120 * np.pi * 0.35e-3)
-    np.testing.assert_allclose(through, common, atol=8)
-    assert first[0, 9] == pytest.approx((play(khop.make("microgrid-6"), jnp.zeros(6, int))[1])[0, 9])
+    np.testing.assert_allclose(through[4:], common[4:], atol=8)
 
 
 @pytest.mark.parametrize(
