@@ -26,7 +26,7 @@ def microgrid_figure(episodes: dict[str, Episode], interval: float, band: float)
         voltage = np.asarray(episode.info["voltage"])
         time = np.arange(1, len(voltage) + 1) * interval
         inside = np.mean(abs(voltage - 1) <= band)
-        voltages.set_title(f"{name}: {100 * inside:.0f} % in band")
+        voltages.set_title(f"{name}: {100 * inside:.1f} % in band")
         voltages.axhspan(1 - band, 1 + band, color="#E6E6E6", zorder=0)
         for inverter in range(inverters):
             style = {"color": colours(inverter / max(inverters - 1, 1) * 0.9), "linewidth": 1}
