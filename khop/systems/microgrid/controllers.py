@@ -45,7 +45,7 @@ class Averaging(eqx.Module):
 
     def initial(self) -> Float[Array, " n"]:
         """The set-points of droop control alone."""
-        return jnp.full(self.droop.shape, NOMINAL_VOLTAGE)
+        return jnp.full(self.droop.shape, NOMINAL_VOLTAGE, float)
 
     def __call__(
         self, key: PRNGKeyArray, carry: Float[Array, " n"], state: PyTree, obs: Float[Array, "n 10"]

@@ -129,7 +129,7 @@ class Microgrid(System):
     def reset(self, key: PRNGKeyArray) -> tuple[MicrogridState, Float[Array, "n 10"]]:
         low, high = INITIAL_LOAD
         load = jax.random.uniform(key, (2 * self.network.loads,), minval=low, maxval=high).reshape(2, -1)
-        set_point = jnp.full(self.inverters, NOMINAL_VOLTAGE)
+        set_point = jnp.full(self.inverters, NOMINAL_VOLTAGE, float)
         start = at_rest(self.network)
         electrical = advance(self.network, start, set_point, load, False, PRIMARY, PRIMARY_SUBSTEPS)
         state = MicrogridState(electrical, set_point, load, jnp.zeros((), int))
