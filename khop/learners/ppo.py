@@ -89,7 +89,7 @@ class PPO:
     """Adam's step size for the values."""
     epochs: int = 6
     """Passes over each batch."""
-    minibatches: int = 16
+    minibatches: int = 20
     """Gradient steps in a pass."""
     discount: float = 0.99
     """γ."""
@@ -97,7 +97,7 @@ class PPO:
     """λ of the generalised advantages."""
     clip: float = 0.2
     """ε, how far a probability ratio may pay off."""
-    entropy: float = 0.01
+    entropy: float = 0.007
     """Weight of the entropy bonus."""
     target_kl: float = 0.02
     """An agent's policy stands still for the rest of a batch once its KL exceeds this."""
