@@ -19,4 +19,5 @@ from khop.system import registered as registered
 from khop.systems import distribution_grid as distribution_grid
 from khop.systems import microgrid as microgrid
 from khop.systems import platoon as platoon
+from khop.systems import traffic as traffic
 from khop.topology import Topology as Topology

@@ -27,6 +27,7 @@ from khop.topology import Kappa
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 Arguments = list[str]
+WIDEST_TABLE = 6  # metrics side by side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -470,17 +471,20 @@ def _report(system: System, table: Table, file: Path | None) -> None:
     """Print a table of controllers, best return first, and say whether the learned one earns its keep."""
     units = system.spec.metrics
     episodes = next(iter(next(iter(table.values())).values())).n
-    shown = RichTable(title=f"{name_of(system)}: mean ± standard deviation", title_justify="left")
-    shown.add_column("controller", no_wrap=True)
-    metrics = list(units)
-    for metric in metrics:
-        shown.add_column(escape(f"{metric}\n[{units[metric]}]"), justify="right")
-    shown.add_column("episodes", justify="right")
-    for name, summaries in sorted(table.items(), key=lambda entry: -entry[1]["return"].mean):
-        cells = [f"{summaries[metric].mean:.3g} ± {summaries[metric].std:.2g}" for metric in metrics]
-        style = "bold" if name in (LEARNED, SAMPLED) else None
-        shown.add_row(name, *cells, str(summaries["return"].n), style=style)
-    console.print(shown)
+    ranked = sorted(table.items(), key=lambda entry: -entry[1]["return"].mean)
+    for first in range(0, len(units), WIDEST_TABLE):
+        metrics = list(units)[first : first + WIDEST_TABLE]
+        title = f"{name_of(system)}: mean ± standard deviation" if first == 0 else ""
+        shown = RichTable(title=title, title_justify="left")
+        shown.add_column("controller", no_wrap=True)
+        for metric in metrics:
+            shown.add_column(escape(f"{metric}\n[{units[metric]}]"), justify="right")
+        shown.add_column("episodes", justify="right")
+        for name, summaries in ranked:
+            cells = [f"{summaries[metric].mean:.3g} ± {summaries[metric].std:.2g}" for metric in metrics]
+            style = "bold" if name in (LEARNED, SAMPLED) else None
+            shown.add_row(name, *cells, str(summaries["return"].n), style=style)
+        console.print(shown)
     _verdict(table)
     if file is not None:
         plain = {name: {m: dataclasses.asdict(s) for m, s in row.items()} for name, row in table.items()}

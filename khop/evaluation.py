@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -12,6 +13,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 
 from khop.agents.policies import Actors
+from khop.hosts.episodes import Driven
+from khop.hosts.episodes import play as play_hosted
+from khop.hosts.system import HostedSystem
 from khop.system import Controller, Episode, RandomController, System
 
 PARALLEL_EPISODES = 64  # simulated side by side; bounds memory, not the number of episodes
@@ -73,13 +77,59 @@ def play(system: System, controller: Controller, key: PRNGKeyArray) -> Episode:
     return jax.lax.scan(act, start, jax.random.split(run_key, system.spec.horizon))[1]
 
 
-@eqx.filter_jit
+def record(system: System, controller: Controller, key: PRNGKeyArray) -> Episode:
+    """``play``, compiled; on a hosted system, in a worker."""
+    if isinstance(system, HostedSystem):
+        played = play_hosted(system, Driven(controller), controller.initial(), key[None], workers=1)
+        return jax.tree.map(lambda leaf: leaf[:, 0], played.episode)
+    return _compiled_play(system, controller, key)
+
+
 def measure(system: System, controller: Controller, keys: Key[Array, " E"]) -> dict[str, Float[Array, " E"]]:
     """The system's metrics over E episodes, one per key, on what it keeps from training if it does."""
     system = system.held_out
+    if isinstance(system, HostedSystem):
+        return _measure_hosted(system, controller, keys)
+    return _measure(system, controller, keys)
+
+
+_compiled_play = eqx.filter_jit(play)
+
+
+@eqx.filter_jit
+def _measure(system: System, controller: Controller, keys: Key[Array, " E"]) -> dict[str, Float[Array, " E"]]:
     return jax.lax.map(
         lambda key: system.metrics(play(system, controller, key)), keys, batch_size=min(PARALLEL_EPISODES, len(keys))
     )
+
+
+def _measure_hosted(
+    system: HostedSystem, controller: Controller, keys: Key[Array, " E"]
+) -> dict[str, Float[Array, " E"]]:
+    parts = []
+    for first in range(0, len(keys), PARALLEL_EPISODES):  # bounds memory, as above
+        some = keys[first : first + PARALLEL_EPISODES]
+        played = play_hosted(system, Driven(controller), controller.initial(), some, workers=os.cpu_count() or 1)
+        parts.append(jax.vmap(system.metrics, in_axes=1)(played.episode))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def measure_seeds(
+    system: System, actors: Actors, greedy: Bool[Array, ""], keys: Key[Array, " E"]
+) -> dict[str, Float[Array, "seeds E"]]:
+    """Metrics of the agents of every seed, stacked in ``actors``, over the same episodes."""
+    if isinstance(system, HostedSystem):
+        arrays, rest = eqx.partition(actors, eqx.is_array)
+        count = len(jax.tree.leaves(arrays)[0])
+        seeds = [eqx.combine(jax.tree.map(lambda leaf, k=k: leaf[k], arrays), rest) for k in range(count)]
+        each = [measure(system, Learned(one, greedy), keys) for one in seeds]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    return _measure_seeds(system.held_out, actors, greedy, keys)
+
+
+@eqx.filter_jit
+def _measure_seeds(system: System, actors: Actors, greedy: Array, keys: Array) -> dict[str, Float[Array, "seeds E"]]:
+    return eqx.filter_vmap(lambda actors: _measure(system, Learned(actors, greedy), keys))(actors)
 
 
 def controller(system: System, name: str) -> Controller:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import signal
@@ -33,7 +34,7 @@ from khop.evaluation import (
     Table,
     episode_keys,
     evaluate_baselines,
-    measure,
+    measure_seeds,
     summarise,
 )
 from khop.learners.ppo import PPO
@@ -165,7 +166,7 @@ class Run:
         for name in names:
             if name in (LEARNED, SAMPLED):
                 actors, greedy = self._newest[0].learner.actors, jnp.asarray(name == LEARNED)
-                values = _measure_learned(self.system, actors, greedy, episode_keys(seed, episodes))
+                values = measure_seeds(self.system, actors, greedy, episode_keys(seed, episodes))
                 table[name] = summarise(values)
             else:
                 try:
@@ -173,12 +174,6 @@ class Run:
                 except InputError as error:
                     raise (unknown("controller", name, everything) if "baseline" in str(error) else error) from None
         return table
-
-
-@eqx.filter_jit
-def _measure_learned(system: System, actors: Any, greedy: Array, keys: Array) -> dict[str, Float[Array, "seeds E"]]:
-    """Metrics of the agents of every seed over the same episodes."""
-    return eqx.filter_vmap(lambda actors: measure(system, Learned(actors, greedy), keys))(actors)
 
 
 def train(
@@ -329,7 +324,7 @@ def _learned_rows(run: Run, state: TrainingState, env_steps: int) -> list[dict[s
     keys = episode_keys(0, run.config["episodes"])
     rows = []
     for name in (LEARNED, SAMPLED):
-        values = _measure_learned(run.system, state.learner.actors, jnp.asarray(name == LEARNED), keys)
+        values = measure_seeds(run.system, state.learner.actors, jnp.asarray(name == LEARNED), keys)
         for index, seed in enumerate(run.seeds):
             rows += _rows(env_steps, seed, name, summarise({metric: v[index] for metric, v in values.items()}))
     return rows
@@ -428,7 +423,8 @@ def _at_least(name: str, value: int, least: int) -> None:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("khop", "jax", "jaxlib", "equinox", "optax", "numpy")
+    packages = ["khop", "jax", "jaxlib", "equinox", "optax", "numpy"]
+    packages += ["libsumo"] if importlib.util.find_spec("libsumo") else []
     return {
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {jax.devices()[0].platform}",

@@ -30,9 +30,9 @@ class Method:
     share: bool = False
     """One set of weights for all agents, which suits agents that are alike."""
     environments: int = 16
-    """Copies of the system that run side by side."""
+    """Copies of the system that run side by side; fewer where experience comes in whole episodes only."""
     rollout: int = 128
-    """Steps in each copy between two updates."""
+    """Steps in each copy between two updates; rounded up to whole episodes where a system wants that."""
     graph: Literal["topology", "non-adjacent"] = "topology"
     """Whom agents hear: their neighbours, or strangers half the system away (a control experiment)."""
     learner: PPO = dataclasses.field(default_factory=PPO)
@@ -84,7 +84,18 @@ class Method:
         learner = self.learner
         if learner.reward_limit is None:
             learner = dataclasses.replace(learner, reward_limit=spec.reward_limit)
-        return dataclasses.replace(self, kappa_actor=kappa_actor, kappa_critic=kappa_critic, learner=learner)
+        environments, rollout = self.environments, self.rollout
+        if spec.whole_episodes and rollout % spec.horizon:  # about as large a batch, in whole episodes
+            rollout = -(-self.rollout // spec.horizon) * spec.horizon
+            environments = max(round(self.environments * self.rollout / rollout), 1)
+        return dataclasses.replace(
+            self,
+            kappa_actor=kappa_actor,
+            kappa_critic=kappa_critic,
+            environments=environments,
+            rollout=rollout,
+            learner=learner,
+        )
 
 
 MODEL_BASED = Method(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,10 +13,12 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from khop.agents.policies import Actors, Critics
+from khop.hosts.system import HostedSystem
 from khop.learners.ppo import LearnerState
 from khop.methods import Method
 from khop.system import System
 from khop.trajectory import Trajectory
+from khop.worlds.hosted import HostedState, HostedWorld
 from khop.worlds.learned import LearnedState, LearnedWorld, known_reward
 from khop.worlds.real import RealState, RealWorld
 
@@ -25,7 +28,7 @@ class TrainingState(eqx.Module):
 
     key: PRNGKeyArray
     iteration: Int[Array, ""]
-    real: RealState
+    real: RealState | HostedState
     learned: LearnedState | None  # of methods that practise in learned models
     learner: LearnerState
 
@@ -44,8 +47,10 @@ class Training:
             known_reward(self.system)  # refused now rather than in the middle
 
     @property
-    def real(self) -> RealWorld:
+    def real(self) -> RealWorld | HostedWorld:
         """Where experience costs real steps."""
+        if isinstance(self.system, HostedSystem):
+            return HostedWorld(self.system, self.method.environments)
         return RealWorld(self.system, self.method.environments)
 
     @property
@@ -76,20 +81,31 @@ class Training:
         real = self.real.init(real_key, actors)
         learned = None
         if self.learned is not None:
-            like = eqx.filter_eval_shape(self.real.rollout, key, real, actors, 1)[1]
-            learned = self.learned.init(learned_key, like)
+            learned = self.learned.init(learned_key, self.real.like(key, actors))
         state = TrainingState(key, jnp.zeros((), int), real, learned, learner)
         # Without weak types: otherwise the second iteration, whose input has none, would be compiled once more.
         return jax.tree.map(lambda leaf: leaf.astype(leaf.dtype) if eqx.is_array(leaf) else leaf, state)
 
     def iterate(self, state: TrainingState) -> tuple[TrainingState, dict[str, Array]]:
-        """Collect a little real experience, fit the world, practise in it.
+        """Collect a little real experience, fit the world, practise in it."""
+        return self.improve(state, *self.collect(state))
+
+    def collect(self, state: TrainingState) -> tuple[Any, Trajectory]:
+        """A little real experience, and what it leaves the real world in; compiled unless the system is hosted."""
+        _, act_key, _, _ = jax.random.split(state.key, 4)
+        real: Any = self.real
+        return real.rollout(act_key, state.real, state.learner.actors, self.method.rollout)
+
+    def improve(
+        self, state: TrainingState, real: RealState | HostedState, fresh: Trajectory
+    ) -> tuple[TrainingState, dict[str, Array]]:
+        """Fit the world to fresh experience and practise in it.
 
         Metrics: the losses, those of the models, and of the real batch ``return``, the mean over steps of the reward
-        summed over agents, and ``lost``, the share of steps that lost an episode.
+        summed over agents, and ``lost``, the share of steps that lost an episode; of a hosted system also its own
+        metrics, and the episodes that were ``dropped``.
         """
-        key, act_key, fit_key, learn_key = jax.random.split(state.key, 4)
-        real, fresh = self.real.rollout(act_key, state.real, state.learner.actors, self.method.rollout)
+        key, _, fit_key, learn_key = jax.random.split(state.key, 4)
         remaining = jnp.maximum(1 - state.iteration * (self.steps_per_iteration / self.steps), 0.0)
         learned = state.learned
         if self.learned is None or learned is None:
@@ -100,6 +116,8 @@ class Training:
             metrics |= fitted
         metrics["return"] = fresh.reward.sum(-1).mean()
         metrics["lost"] = fresh.lost.any(-1).mean()
+        if isinstance(real, HostedState):
+            metrics = real.metrics | {"dropped": real.dropped} | metrics
         metrics["parameter_norm"] = optax.tree.norm(eqx.filter((learner.actors, learner.critics), eqx.is_inexact_array))
         return TrainingState(key, state.iteration + 1, real, learned, learner), metrics
 
@@ -163,6 +181,9 @@ class Training:
         side.
         """
 
+        if isinstance(self.system, HostedSystem):
+            return self.hosted()
+
         def all_seeds(state: TrainingState) -> tuple[TrainingState, dict[str, Array]]:
             arrays, rest = eqx.partition(state, eqx.is_array)
 
@@ -175,3 +196,19 @@ class Training:
             return eqx.combine(arrays, rest), metrics
 
         return eqx.filter_jit(all_seeds)
+
+    def hosted(self) -> Callable[[TrainingState], tuple[TrainingState, dict[str, Array]]]:
+        """``iterate`` for stacked seeds where workers collect: one seed after the other, its improvement compiled."""
+        improve = eqx.filter_jit(self.improve)
+
+        def all_seeds(state: TrainingState) -> tuple[TrainingState, dict[str, Array]]:
+            arrays, rest = eqx.partition(state, eqx.is_array)
+            outcomes = []
+            for index in range(len(state.iteration)):
+                seed = eqx.combine(jax.tree.map(lambda leaf, index=index: leaf[index], arrays), rest)
+                following, metrics = improve(seed, *self.collect(seed))
+                outcomes.append((eqx.filter(following, eqx.is_array), metrics))
+            arrays, metrics = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outcomes)
+            return eqx.combine(arrays, rest), metrics
+
+        return all_seeds

@@ -1,4 +1,7 @@
-"""What every system has to keep: registered ones and the toys alike. A new system is covered once it is registered."""
+"""What every system has to keep: registered ones and the toys alike. A new system is covered once it is registered.
+
+Hosted systems, which have no state to hand out, are held to the same in tests/hosts/test_hosted_systems.py.
+"""
 
 from typing import NamedTuple
 
@@ -13,6 +16,7 @@ import khop
 from khop.agents.policies import Actors
 from khop.errors import InputError
 from khop.evaluation import controller, play
+from khop.hosts.system import HostedSystem
 from khop.system import DiscreteActions, Episode, Step, System, step_and_reset
 
 SMALL = {  # parameters that make a system quick to test; what is not listed runs with its defaults
@@ -26,6 +30,7 @@ SMALL = {  # parameters that make a system quick to test; what is not listed run
     "microgrid-20": {"continuous": True},
     "microgrid-40": {"as_published": True},
 }
+COMPILED = [name for name, cls in khop.registered().items() if not issubclass(cls, HostedSystem)]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # between two ways to compile the same float32 operations
 
 
@@ -50,7 +55,7 @@ def play_on(system: System, key: jax.Array, steps: int) -> Played:
     return jax.lax.scan(act, system.reset(reset_key), jax.random.split(run_key, steps))[1]
 
 
-@pytest.fixture(scope="module", params=[*khop.registered(), *TOYS])
+@pytest.fixture(scope="module", params=[*COMPILED, *TOYS])
 def system(request: pytest.FixtureRequest) -> System:
     name = request.param
     return TOYS[name]() if name in TOYS else khop.make(name, **SMALL.get(name, {}))

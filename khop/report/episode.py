@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from khop.evaluation import episode_keys, play
+from khop.evaluation import episode_keys, record
 from khop.report.style import COLOURS, checked, save, styled
 from khop.system import Controller, Episode, System
 
@@ -27,8 +26,8 @@ def episode_figure(system: System, controllers: dict[str, Controller], seed: int
     """
     out = checked(Path(out))
     key = episode_keys(seed, 1)[0]
-    system, player = system.held_out, eqx.filter_jit(play)
-    episodes = {name: jax.tree.map(np.asarray, player(system, chosen, key)) for name, chosen in controllers.items()}
+    system = system.held_out
+    episodes = {name: jax.tree.map(np.asarray, record(system, chosen, key)) for name, chosen in controllers.items()}
     with styled():
         render = getattr(system, "render", None)
         return save(render(episodes) if render else rewards_figure(system, episodes), out)

@@ -38,6 +38,10 @@ class RealWorld(eqx.Module):
         first_cut = jnp.ceil(self.system.spec.horizon * spread).astype(int)
         return RealState(state, obs, actors.initial(self.environments), first_cut)
 
+    def like(self, key: PRNGKeyArray, actors: Actors) -> Trajectory:
+        """The shapes of one step of experience."""
+        return eqx.filter_eval_shape(lambda: self.rollout(key, self.init(key, actors), actors, 1))[1]
+
     def rollout(self, key: PRNGKeyArray, state: RealState, actors: Actors, steps: int) -> tuple[RealState, Trajectory]:
         """Let the actors act, sampling from their distributions, for some steps in every environment."""
 

@@ -1,0 +1,1 @@
+"""Driving simulators that live outside JAX, each in a worker process of its own."""

@@ -1,0 +1,51 @@
+"""Agents learn on SUMO through the same commands as everywhere else."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import khop
+from khop.cli import main
+from khop.experiment import Progress
+
+ROADS = Path(__file__).parents[2] / "data" / "roads"
+TWO = {"net": f"{ROADS}/two.net.xml", "routes": f"{ROADS}/two.rou.xml", "duration": 120}
+SMALL = {"hidden": (8,), "environments": 2, "rollout": 12, "minibatches": 2, "episodes": 2}
+
+
+def test_a_run_survives_the_death_of_a_worker(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which says so, counts the episode that was lost, and ends as any run."""
+    monkeypatch.setattr("khop.experiment.EVALUATION_POINTS", 1)  # so that training is what notices
+    system = khop.make("traffic-net", **TWO)
+
+    def kill(progress: Progress) -> None:
+        if progress.env_steps == 24:
+            os.kill(system.pool(2).process_ids[1], signal.SIGKILL)
+
+    run = khop.train(system, "dppo", steps=72, out=tmp_path / "run", watchers=[kill], **SMALL)
+    rows = run.folder.read("metrics.csv")
+    assert [row["dropped"] for row in rows] == ["0", "1", "0"]
+    assert all(float(row["arrived"]) > 0 and float(row["delay"]) > 0 for row in rows)
+    assert "killed by signal 9" in caplog.text
+    table = run.final_table()
+    assert {"learned", "random", "own-programme", "fixed-cycle", "actuated", "max-pressure"} <= table.keys()
+    shown = run.system.spec.metrics
+    assert list(shown)[:4] == ["return", "delay", "arrived", "pending"]
+
+
+def test_the_command_line_shows_arrivals_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    options = [word for name, value in TWO.items() for word in (f"--{name}", str(value))]
+    small = ["--hidden", "8", "--environments", "2", "--rollout", "12", "--minibatches", "2", "--episodes", "2"]
+    run = tmp_path / "run"
+    assert main(["train", "traffic-net", "ippo", *options, *small, "--steps", "24", "--out", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("arrived", "pending", "delay", "own-programme"))
+    assert (run / "figures" / "episode.png").stat().st_size > 10_000
+    assert (run / "figures" / "learning.png").exists()
