@@ -13,7 +13,6 @@ stops, and the entropy bonus is the entropy.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import NamedTuple, TypeVar
 
 import equinox as eqx
@@ -25,7 +24,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from khop.agents.policies import Actors, Critics, seen
 from khop.agents.stacked import leading
 from khop.errors import InputError
-from khop.learners.losses import clipped_surrogate, divergence, squared_error, standardised, symexp, symlog
+from khop.learners.losses import clipped_surrogate, divergence, squared_error, standardised
 from khop.topology import Neighbourhood
 from khop.trajectory import Trajectory, generalised_advantages
 
@@ -163,12 +162,11 @@ class PPO:
     def prepare(self, state: LearnerState, trajectory: Trajectory) -> tuple[LearnerState, Samples]:
         """Inputs, advantages and targets of a batch, its T × B moments flattened to S.
 
-        A critic's network puts out its agent's compressed value in units of that agent's running scale; everything here
-        is in the rewards' own units, so that averaging advantages over neighbours weighs all agents' rewards alike.
+        A critic's network puts out its agent's value in units of that agent's running scale; everything here is in the
+        rewards' own units, so that averaging advantages over neighbours weighs all agents' rewards alike.
         """
         scale = state.value_scale.value
-        value = self.expanded(scale * state.critics(trajectory.obs))
-        next_value = self.expanded(scale * state.critics(trajectory.next_obs))
+        value, next_value = scale * state.critics(trajectory.obs), scale * state.critics(trajectory.next_obs)
         reward = trajectory.reward
         if self.reward_limit is not None:
             reward = jnp.clip(reward, -self.reward_limit, self.reward_limit)
@@ -183,7 +181,7 @@ class PPO:
             self.discount,
             self.trace,
         )
-        target = self.compressed(advantage + value)
+        target = advantage + value
         new = state.value_scale.updated(target, state.critics.networks.share)
         critics = state.critics.rescaled(scale / new.value)  # the values stay what they are (van Hasselt et al. 2016)
         state = eqx.tree_at(lambda s: (s.critics, s.value_scale), state, (critics, new))
@@ -198,22 +196,6 @@ class PPO:
         samples = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, *leaf.shape[2:]), 1, 0), samples)
         samples = samples._replace(advantage=standardised(samples.advantage))
         return state, jax.lax.stop_gradient(samples)
-
-    def compressed(self, value: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Values beyond the reward limit shrink to its logarithm's pace: V → c symlog(V / c), c the limit.
-
-        Beside the value of a disaster, which lasts for ever, no network would tell good from better.
-        """
-        limit = self.reward_limit
-        return value if limit is None or math.isinf(limit) else limit * symlog(value / limit)
-
-    def expanded(self, value: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """The inverse of ``compressed``, as far as values can be."""
-        limit = self.reward_limit
-        if limit is None or math.isinf(limit):
-            return value
-        largest = math.log1p(1 / max(1 - self.discount, 1e-4))
-        return limit * symexp(jnp.clip(value / limit, -largest, largest))
 
     def improve(
         self, learning: Bool[Array, " n"], state: LearnerState, batch: Samples, vigour: Float[Array, ""]
