@@ -20,4 +20,5 @@ from khop.systems import distribution_grid as distribution_grid
 from khop.systems import microgrid as microgrid
 from khop.systems import platoon as platoon
 from khop.systems import traffic as traffic
+from khop.systems import warehouse as warehouse
 from khop.topology import Topology as Topology

@@ -35,7 +35,7 @@ class TrainOptions:
     """How long to train, on which seeds, and where to keep it."""
 
     steps: int | None = None
-    """Real environment steps per seed; by default 600,000, and 30,000 for methods that learn models."""
+    """Environment steps per seed; by default 600,000, 30,000 with learned models, 1,000,000 with memory."""
     seeds: tuple[int, ...] = (0,)
     """One independent learner per seed; all train in one program."""
     out: Path | None = None

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 
 from khop.agents.policies import Actors
+from khop.agents.recurrent import RecurrentActors
 from khop.hosts.episodes import Driven
 from khop.hosts.episodes import play as play_hosted
 from khop.hosts.system import HostedSystem
@@ -24,7 +25,7 @@ PARALLEL_EPISODES = 64  # simulated side by side; bounds memory, not the number 
 class Learned(eqx.Module):
     """Trained actors as a controller, greedy or sampling."""
 
-    actors: Actors
+    actors: Actors | RecurrentActors
     greedy: Bool[Array, ""]
 
     def initial(self) -> PyTree:
@@ -115,7 +116,7 @@ def _measure_hosted(
 
 
 def measure_seeds(
-    system: System, actors: Actors, greedy: Bool[Array, ""], keys: Key[Array, " E"]
+    system: System, actors: Actors | RecurrentActors, greedy: Bool[Array, ""], keys: Key[Array, " E"]
 ) -> dict[str, Float[Array, "seeds E"]]:
     """Metrics of the agents of every seed, stacked in ``actors``, over the same episodes."""
     if isinstance(system, HostedSystem):
@@ -128,7 +129,9 @@ def measure_seeds(
 
 
 @eqx.filter_jit
-def _measure_seeds(system: System, actors: Actors, greedy: Array, keys: Array) -> dict[str, Float[Array, "seeds E"]]:
+def _measure_seeds(
+    system: System, actors: Actors | RecurrentActors, greedy: Array, keys: Array
+) -> dict[str, Float[Array, "seeds E"]]:
     return eqx.filter_vmap(lambda actors: _measure(system, Learned(actors, greedy), keys))(actors)
 
 

@@ -42,6 +42,7 @@ from khop.methods import Method
 from khop.run import EVALUATION, METRICS, RunFolder
 from khop.system import Controller, System, make, name_of
 from khop.training import Training, TrainingState
+from khop.worlds.influence import Influence
 from khop.worlds.learned import Imagination
 
 LEARNED, SAMPLED = "learned", "learned-sampled"
@@ -138,6 +139,8 @@ class Run:
         spec = self.system.spec
         if jnp.shape(obs)[-2:] != (spec.n, spec.d):
             raise InputError(f"Observations must have shape (..., {spec.n}, {spec.d}), not {jnp.shape(obs)}.")
+        if self.method.recurrent:
+            raise InputError("These agents remember: use run.controller(), which carries their memory along.")
         _, distribution = self.actors(seed)((), jnp.asarray(obs))
         return distribution.mode()
 
@@ -192,8 +195,8 @@ def train(
     Args:
         system: a registered name or a system whose class is registered.
         method: a name in ``khop.methods.METHODS`` or a ``Method``.
-        steps: real environment steps per seed, rounded up to whole iterations; by default 600,000, and 30,000 for
-            methods that learn models.
+        steps: real environment steps per seed, rounded up to whole iterations; by default 600,000, 30,000 for methods
+            that learn models, and 1,000,000 for agents with memory. In local simulators: every agent's own steps.
         seeds: one independent learner each; all train in one program.
         out: the run's folder, new or empty; by default one under ``runs/``.
         episodes: of each evaluation.
@@ -260,10 +263,9 @@ def load(path: str | Path) -> Run:
 
 def configured(method: Method, **options: Any) -> Method:
     """A method with some of its fields, or of its learner's or its imagination's, changed by name."""
-    parts: dict[str, Any] = {"learner": method.learner} | (
-        {"imagination": method.imagination} if method.imagination else {}
-    )
-    own = _names(method) - {"learner", "imagination"}
+    kinds = ("learner", "imagination", "influence")
+    parts: dict[str, Any] = {kind: getattr(method, kind) for kind in kinds if getattr(method, kind) is not None}
+    own = _names(method) - set(kinds)
     known = own.union(*map(_names, parts.values()))
     for name in options:
         if name not in known:
@@ -391,8 +393,9 @@ def _method_from(options: dict[str, Any]) -> Method:
     imagination = options["imagination"]
     if imagination is not None:
         imagination = Imagination(**dict(imagination, model_hidden=tuple(imagination["model_hidden"])))
-    learner = PPO(**options["learner"])
-    return Method(**dict(options, hidden=tuple(options["hidden"]), learner=learner, imagination=imagination))
+    influence = options["influence"] and Influence(**options["influence"])
+    parts = {"learner": PPO(**options["learner"]), "imagination": imagination, "influence": influence}
+    return Method(**dict(options, hidden=tuple(options["hidden"]), **parts))
 
 
 def _names(options: Any) -> set[str]:

@@ -13,6 +13,7 @@ from khop.errors import InputError, unknown
 from khop.learners.ppo import PPO
 from khop.system import DiscreteActions, Spec, System
 from khop.topology import Kappa, MessageCost, Topology
+from khop.worlds.influence import Influence
 from khop.worlds.learned import Imagination
 
 
@@ -29,6 +30,8 @@ class Method:
     """Widths of the hidden layers of actors and critics."""
     share: bool = False
     """One set of weights for all agents, which suits agents that are alike."""
+    recurrent: int = 0
+    """Width of a recurrent layer (GRU) before the hidden ones, which policy and value then share; 0: none."""
     environments: int = 16
     """Copies of the system that run side by side; fewer where experience comes in whole episodes only."""
     rollout: int = 128
@@ -39,6 +42,8 @@ class Method:
     """How policies and values improve."""
     imagination: Imagination | None = None
     """How local models are learned and practised in; None: agents practise on the real system alone."""
+    influence: Influence | None = None
+    """How influence is predicted in local simulators; None: agents do not practise in local simulators."""
 
     def __post_init__(self) -> None:
         for name in ("environments", "rollout"):
@@ -51,6 +56,21 @@ class Method:
                 f"{self.learner.minibatches} minibatches do not fit a batch of {self.environments} environments × "
                 f"{self.rollout} steps: choose at most {self.environments * self.rollout}."
             )
+        if self.recurrent < 0:
+            raise InputError(f"recurrent must be at least 0, not {self.recurrent}.")
+        if self.recurrent and self.rollout % self.learner.sequence:
+            raise InputError(f"rollout must be a multiple of the sequence of {self.learner.sequence} steps.")
+        if self.recurrent and self.learner.minibatches * self.learner.sequence > self.environments * self.rollout:
+            raise InputError(
+                f"{self.learner.minibatches} minibatches of sequences of {self.learner.sequence} steps do not fit a "
+                f"batch of {self.environments} environments × {self.rollout} steps: lower minibatches."
+            )
+        if self.recurrent and self.imagination is not None:
+            raise InputError("Agents with memory cannot practise in learned models: set recurrent to 0.")
+        if self.influence is not None and (self.kappa_actor, self.kappa_critic) != (0, 0):
+            raise InputError("In local simulators agents are alone: kappa_actor and kappa_critic must be 0.")
+        if self.influence is not None and self.imagination is not None:
+            raise InputError("Agents practise in local simulators or in learned models: set imagination or influence.")
         imagination = self.imagination
         if imagination is not None and max(imagination.window, imagination.branch_length) > self.rollout:
             raise InputError(
@@ -67,7 +87,9 @@ class Method:
 
     @property
     def usual_steps(self) -> int:
-        """Real environment steps to train for where nothing else is said: models need far fewer."""
+        """Steps to train for where nothing else is said: models need far fewer, memory more."""
+        if self.recurrent:
+            return 1_000_000
         return 600_000 if self.imagination is None else 30_000
 
     def topology(self, system: System) -> Topology:
@@ -106,6 +128,16 @@ MODEL_BASED = Method(
     learner=PPO(epochs=2),
     imagination=Imagination(),
 )
+WITH_MEMORY = Method(  # the networks of Suau et al. (2022), their learner on batches 16 times as large
+    "ippo-memory",
+    kappa_actor=0,
+    kappa_critic=0,
+    recurrent=256,
+    hidden=(128,),
+    learner=PPO(
+        actor_learning_rate=1e-3, epochs=3, minibatches=4, clip=0.2, target_kl=1e6, max_gradient_norm=10.0, sequence=8
+    ),
+)
 METHODS: dict[str, Method] = {
     row.name: row
     for row in (
@@ -118,6 +150,9 @@ METHODS: dict[str, Method] = {
         ),
         dataclasses.replace(MODEL_BASED, name="mpo-na", graph="non-adjacent"),
         dataclasses.replace(MODEL_BASED, name="mdpo-linear", imagination=Imagination(linear=True)),
+        WITH_MEMORY,
+        dataclasses.replace(WITH_MEMORY, name="dials", influence=Influence()),
+        dataclasses.replace(WITH_MEMORY, name="dials-untrained", influence=Influence(predictor="untrained")),
     )
 }
 SUMMARIES: dict[str, str] = {
@@ -128,6 +163,9 @@ SUMMARIES: dict[str, str] = {
     "impo": "independent model-based PPO: actors, critics and models see their own agent alone",
     "mpo-na": "mdpo on a non-adjacent graph: agents hear strangers instead of neighbours",
     "mdpo-linear": "mdpo whose local models predict the next state linearly",
+    "ippo-memory": "ippo with recurrent networks, on the real system: what dials is to be compared with",
+    "dials": "each agent practises in a local simulator, with a learned predictor of what others do to it",
+    "dials-untrained": "dials whose predictors learn nothing (a control experiment)",
 }
 
 

@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from khop.errors import InputError, unknown
 from khop.topology import Kappa, Topology
@@ -163,11 +163,52 @@ class Controller(Protocol):
         """The next memory and every agent's action; decentralised controllers leave ``state`` alone."""
 
 
+class LocalStep(eqx.Module):
+    """What one step of a single agent's region returns. Whoever simulates it counts the steps to the horizon."""
+
+    state: PyTree
+    obs: Float[Array, " d"]
+    reward: Float[Array, ""]
+    terminated: Bool[Array, ""]
+
+
+@runtime_checkable
+class Regions(Protocol):
+    """The optional part of a system that local simulators need (influence-augmented abstraction, Suau et al. 2022).
+
+    An agent's region is what its observations and rewards depend on. The rest of the network acts on it through M
+    influence sources alone, each one of a few classes: given these, ``step`` is exactly what the whole system does to
+    the region. Local states have no axis for agents; whoever simulates many applies vmap.
+    """
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """How many classes each of the M sources has."""
+
+    def sources(self, state: PyTree, action: Array, next_state: PyTree) -> Int[Array, "n M"]:
+        """What the rest of the system did to every region in a transition of the whole system."""
+
+    def local(self, state: PyTree) -> PyTree:
+        """Every agent's region of a state of the whole system; leaves lead with n."""
+
+    def features(self, obs: Float[Array, "*batch d"]) -> Float[Array, "*batch f"]:
+        """What a predictor of the sources sees of an agent's observations, of the size of 1."""
+
+    def reset(self, key: PRNGKeyArray, agent: Int[Array, ""]) -> tuple[PyTree, Float[Array, " d"]]:
+        """A fresh region of one agent, distributed as in the whole system, and its observation."""
+
+    def step(
+        self, key: PRNGKeyArray, agent: Int[Array, ""], state: PyTree, sources: Int[Array, " M"], action: Array
+    ) -> LocalStep:
+        """Advance the region of one agent, given the classes of its influence sources."""
+
+
 class System(eqx.Module):
     """A networked system as pure functions over arrays; jit, vmap over environments and shard over n freely.
 
     A subclass is a frozen dataclass of its parameters. Optional capabilities, found by name: ``baseline(name)``,
-    ``render(episodes) -> figure``, ``known_reward(obs, action, next_obs) -> (n,)`` where observations tell the reward.
+    ``render(episodes) -> figure``, ``known_reward(obs, action, next_obs) -> (n,)`` where observations tell the reward,
+    ``regions``, what local simulators need.
     """
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -13,14 +13,34 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from khop.agents.policies import Actors, Critics
+from khop.agents.recurrent import RecurrentActors
 from khop.hosts.system import HostedSystem
 from khop.learners.ppo import LearnerState
+from khop.learners.recurrent import RecurrentPPO, RecurrentState
 from khop.methods import Method
 from khop.system import System
 from khop.trajectory import Trajectory
 from khop.worlds.hosted import HostedState, HostedWorld
+from khop.worlds.influence import InfluenceState, InfluenceWorld, regions_of
 from khop.worlds.learned import LearnedState, LearnedWorld, known_reward
 from khop.worlds.real import RealState, RealWorld
+
+
+@runtime_checkable
+class World(Protocol):
+    """Where agents act, in B environments side by side; its state is its own affair."""
+
+    def init(self, key: PRNGKeyArray, actors: Any) -> Any:
+        """The first state."""
+
+    def fit(self, key: PRNGKeyArray, state: Any, actors: Any, steps: int) -> Any:
+        """Learn what the next ``steps`` steps need to be known."""
+
+    def rollout(self, key: PRNGKeyArray, state: Any, actors: Any, steps: int) -> tuple[Any, Trajectory]:
+        """Let the actors act for some steps in every environment."""
+
+    def log(self, state: Any) -> dict[str, Array]:
+        """What the world has to say for itself."""
 
 
 class TrainingState(eqx.Module):
@@ -28,9 +48,9 @@ class TrainingState(eqx.Module):
 
     key: PRNGKeyArray
     iteration: Int[Array, ""]
-    real: RealState | HostedState
+    real: RealState | InfluenceState | HostedState  # of the world that agents act in
     learned: LearnedState | None  # of methods that practise in learned models
-    learner: LearnerState
+    learner: LearnerState | RecurrentState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +65,14 @@ class Training:
         object.__setattr__(self, "method", self.method.resolved(self.system.spec))
         if self.method.imagination is not None and self.method.imagination.model_reward == "known":
             known_reward(self.system)  # refused now rather than in the middle
+        if self.method.influence is not None:
+            regions_of(self.system)
 
     @property
-    def real(self) -> RealWorld | HostedWorld:
-        """Where experience costs real steps."""
+    def real(self) -> World:
+        """Where agents act: the real system, compiled or hosted, or local simulators."""
+        if self.method.influence is not None:
+            return InfluenceWorld(self.system, self.method.environments, self.method.influence)
         if isinstance(self.system, HostedSystem):
             return HostedWorld(self.system, self.method.environments)
         return RealWorld(self.system, self.method.environments)
@@ -65,7 +89,7 @@ class Training:
 
     @property
     def steps_per_iteration(self) -> int:
-        """Real environment steps that one iteration costs."""
+        """Environment steps that one iteration takes: real ones, or every agent's in its local simulators."""
         return self.method.environments * self.method.rollout
 
     def init(self, key: PRNGKeyArray) -> TrainingState:
@@ -75,13 +99,20 @@ class Training:
         kappa_actor, kappa_critic = method.kappas(spec)
         key, actor_key, critic_key, real_key, learned_key = jax.random.split(key, 5)
         acting, valuing = topology.neighbourhood(kappa_actor), topology.neighbourhood(kappa_critic)
-        actors = Actors(spec, acting, method.hidden, method.share, key=actor_key)
-        critics = Critics(spec, valuing, method.hidden, method.share, key=critic_key)
-        learner = method.learner.init(actors, critics, feedback.neighbourhood(kappa_critic))
-        real = self.real.init(real_key, actors)
+        over = feedback.neighbourhood(kappa_critic)
+        learner: LearnerState | RecurrentState
+        if method.recurrent:
+            remembering = RecurrentActors(spec, acting, method.recurrent, method.hidden, method.share, key=actor_key)
+            learner = RecurrentPPO(method.learner).init(remembering, over)
+        else:
+            actors = Actors(spec, acting, method.hidden, method.share, key=actor_key)
+            critics = Critics(spec, valuing, method.hidden, method.share, key=critic_key)
+            learner = method.learner.init(actors, critics, over)
+        real = self.real.init(real_key, learner.actors)
         learned = None
         if self.learned is not None:
-            learned = self.learned.init(learned_key, self.real.like(key, actors))
+            real_world: Any = self.real
+            learned = self.learned.init(learned_key, real_world.like(key, learner.actors))
         state = TrainingState(key, jnp.zeros((), int), real, learned, learner)
         # Without weak types: otherwise the second iteration, whose input has none, would be compiled once more.
         return jax.tree.map(lambda leaf: leaf.astype(leaf.dtype) if eqx.is_array(leaf) else leaf, state)
@@ -91,34 +122,34 @@ class Training:
         return self.improve(state, *self.collect(state))
 
     def collect(self, state: TrainingState) -> tuple[Any, Trajectory]:
-        """A little real experience, and what it leaves the real world in; compiled unless the system is hosted."""
-        _, act_key, _, _ = jax.random.split(state.key, 4)
-        real: Any = self.real
-        return real.rollout(act_key, state.real, state.learner.actors, self.method.rollout)
+        """A little experience, and what it leaves the world in; compiled unless the system is hosted."""
+        _, act_key, fit_key, _ = jax.random.split(state.key, 4)
+        actors, steps = state.learner.actors, self.method.rollout
+        return self.real.rollout(act_key, self.real.fit(fit_key, state.real, actors, steps), actors, steps)
 
     def improve(
-        self, state: TrainingState, real: RealState | HostedState, fresh: Trajectory
+        self, state: TrainingState, real: RealState | InfluenceState | HostedState, fresh: Trajectory
     ) -> tuple[TrainingState, dict[str, Array]]:
-        """Fit the world to fresh experience and practise in it.
+        """Fit models to fresh experience and practise in them, or learn from it as it is.
 
-        Metrics: the losses, those of the models, and of the real batch ``return``, the mean over steps of the reward
-        summed over agents, and ``lost``, the share of steps that lost an episode; of a hosted system also its own
-        metrics, and the episodes that were ``dropped``.
+        Metrics: the losses, those of the models, and of the fresh batch ``return``, the mean over steps of the reward
+        summed over agents, and ``lost``, the share of steps that lost an episode; then what the world says.
         """
         key, _, fit_key, learn_key = jax.random.split(state.key, 4)
         remaining = jnp.maximum(1 - state.iteration * (self.steps_per_iteration / self.steps), 0.0)
         learned = state.learned
         if self.learned is None or learned is None:
-            learner, metrics = self.method.learner.update(learn_key, state.learner, fresh, remaining)
+            improve: Any = RecurrentPPO(self.method.learner) if self.method.recurrent else self.method.learner
+            learner, metrics = improve.update(learn_key, state.learner, fresh, remaining)
         else:
+            assert isinstance(state.learner, LearnerState)  # agents with memory cannot practise in learned models
             learned, fitted = self.learned.fit(fit_key, learned, fresh)
             learner, metrics = self.practise(learn_key, learned, state.learner, fresh, remaining)
             metrics |= fitted
         metrics["return"] = fresh.reward.sum(-1).mean()
         metrics["lost"] = fresh.lost.any(-1).mean()
-        if isinstance(real, HostedState):
-            metrics = real.metrics | {"dropped": real.dropped} | metrics
-        metrics["parameter_norm"] = optax.tree.norm(eqx.filter((learner.actors, learner.critics), eqx.is_inexact_array))
+        metrics |= self.real.log(real)
+        metrics["parameter_norm"] = optax.tree.norm(eqx.filter(learner.networks, eqx.is_inexact_array))
         return TrainingState(key, state.iteration + 1, real, learned, learner), metrics
 
     def practise(
@@ -178,7 +209,7 @@ class Training:
         """``iterate`` for stacked seeds, as one program.
 
         On a CPU the seeds take turns, which keeps one seed's weights and batch in the cache; elsewhere they go side by
-        side.
+        side, unless predictors of influence are to be refreshed now and then: side by side that would be done always.
         """
 
         if isinstance(self.system, HostedSystem):
@@ -191,7 +222,8 @@ class Training:
                 state, metrics = self.iterate(eqx.combine(arrays, rest))
                 return eqx.filter(state, eqx.is_array), metrics
 
-            together = None if jax.default_backend() == "cpu" else len(state.iteration)
+            in_turn = jax.default_backend() == "cpu" or self.method.influence is not None
+            together = None if in_turn else len(state.iteration)
             arrays, metrics = jax.lax.map(one_seed, arrays, batch_size=together)
             return eqx.combine(arrays, rest), metrics
 

@@ -29,6 +29,7 @@ SMALL = {  # parameters that make a system quick to test; what is not listed run
     "grid-own": {"horizon": 8},
     "microgrid-20": {"continuous": True},
     "microgrid-40": {"as_published": True},
+    "warehouse": {"side": 2, "horizon": 40},
 }
 COMPILED = [name for name, cls in khop.registered().items() if not issubclass(cls, HostedSystem)]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # between two ways to compile the same float32 operations

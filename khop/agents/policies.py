@@ -52,13 +52,8 @@ class Actors(eqx.Module):
 
     def _distribution(self, output: Float[Array, "*axes"], spread: Callable[[Array], Array]) -> Distribution:
         """From what networks put out; ``spread`` gives a per-agent array (n, ·) the axes to broadcast against it."""
-        if isinstance(self.action, DiscreteActions):
-            return Categorical(output, spread(jnp.asarray(self.action.mask)))
-        low, high = spread(jnp.asarray(self.action.low)), spread(jnp.asarray(self.action.high))
-        half = (high - low) / 2
-        mean = low + half * (1 + jnp.tanh(output))
-        scale = jnp.broadcast_to(half * jnp.exp(spread(self.log_scale)), mean.shape)
-        return BoundedNormal(mean, scale, low, high)
+        limits = tuple(spread(limit) for limit in limits_of(self.action))
+        return distribution(limits, output, spread(self.log_scale))
 
 
 class Critics(eqx.Module):
@@ -99,3 +94,22 @@ def seen(neighbourhood: Neighbourhood, obs: Float[Array, "*batch n d"]) -> Float
     """What each agent sees: the observations of its neighbourhood side by side, its own first."""
     gathered = neighbourhood.gather(obs)
     return gathered.reshape(*obs.shape[:-1], -1)
+
+
+def limits_of(action: DiscreteActions | ContinuousActions) -> tuple[Array, ...]:
+    """What bounds each agent's choice, (n, ·): the mask of its discrete actions, or the low and high of its box."""
+    if isinstance(action, DiscreteActions):
+        return (jnp.asarray(action.mask),)
+    return jnp.asarray(action.low), jnp.asarray(action.high)
+
+
+def distribution(
+    limits: tuple[Array, ...], output: Float[Array, "*axes"], log_scale: Float[Array, "*spreads"]
+) -> Distribution:
+    """A distribution within such limits from what networks put out; all broadcast against each other."""
+    if len(limits) == 1:
+        return Categorical(output, limits[0])
+    low, high = limits
+    half = (high - low) / 2
+    mean = low + half * (1 + jnp.tanh(output))
+    return BoundedNormal(mean, jnp.broadcast_to(half * jnp.exp(log_scale), mean.shape), low, high)

@@ -7,7 +7,10 @@ from jaxtyping import Array, Float
 
 
 def clipped_surrogate(
-    log_prob: Float[Array, "n S"], old_log_prob: Float[Array, "n S"], advantage: Float[Array, "n S"], clip: float
+    log_prob: Float[Array, "n S"],
+    old_log_prob: Float[Array, "n S"],
+    advantage: Float[Array, "n S"],
+    clip: float | Float[Array, ""],
 ) -> Float[Array, " n"]:
     """PPO's loss, −mean min(ρ A, clip(ρ, 1 ± ε) A) (Schulman et al. 2017, eq. 7)."""
     ratio = jnp.exp(log_prob - old_log_prob)

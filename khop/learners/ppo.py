@@ -66,6 +66,11 @@ class LearnerState(eqx.Module):
     value_scale: ValueScale
     feedback: Neighbourhood = eqx.field(static=True)  # over whom an agent's advantage is averaged
 
+    @property
+    def networks(self) -> tuple[Actors, Critics]:
+        """All that has parameters."""
+        return self.actors, self.critics
+
 
 class Samples(NamedTuple):
     """S moments of every agent, as the losses need them."""
@@ -104,6 +109,8 @@ class PPO:
     """Each agent's gradient is clipped to this norm."""
     anneal: bool = True
     """Let step sizes and entropy bonus fall linearly to 0 over the budget."""
+    sequence: int = 8
+    """Steps in a sequence that agents with memory learn from; of no meaning without memory."""
     reward_limit: float | None = None
     """Rewards beyond this size count as this size; None for what suits the system."""
 
@@ -259,6 +266,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "clip": (0, 1e6),
     "entropy": (0, 1e6),
     "target_kl": (0, 1e6),
+    "sequence": (1, 1e6),
     "max_gradient_norm": (0, 1e30),
 }
 ADAM = optax.scale_by_adam(eps=1e-5)

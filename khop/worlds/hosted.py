@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from khop.agents.policies import Actors
+from khop.agents.recurrent import RecurrentActors
 from khop.hosts.episodes import play
 from khop.hosts.system import HostedSystem
 from khop.trajectory import Trajectory
@@ -23,7 +24,7 @@ class HostedState(eqx.Module):
 class Sampled(eqx.Module):
     """Actors that sample, and keep what learning needs to know."""
 
-    actors: Actors
+    actors: Actors | RecurrentActors
 
     def __call__(self, key: PRNGKeyArray, carry: PyTree, info: dict, obs: Array) -> tuple[PyTree, Array, PyTree]:
         following, distribution = self.actors(carry, obs)
@@ -37,14 +38,14 @@ class HostedWorld(eqx.Module):
     system: HostedSystem
     environments: int
 
-    def init(self, key: PRNGKeyArray, actors: Actors) -> HostedState:
+    def init(self, key: PRNGKeyArray, actors: Actors | RecurrentActors) -> HostedState:
         """Before the first episode; starts no worker."""
         return HostedState(dict.fromkeys(self.system.spec.metrics, jnp.zeros(())), jnp.zeros((), int))
 
-    def like(self, key: PRNGKeyArray, actors: Actors) -> Trajectory:
+    def like(self, key: PRNGKeyArray, actors: Actors | RecurrentActors) -> Trajectory:
         """The shapes of one step of experience."""
 
-        def moment(actors: Actors) -> Trajectory:
+        def moment(actors: Actors | RecurrentActors) -> Trajectory:
             B, n, d = self.environments, self.system.spec.n, self.system.spec.d
             carry, obs = actors.initial(B), jnp.zeros((B, n, d))
             _, distribution = actors(carry, obs)
@@ -55,8 +56,16 @@ class HostedWorld(eqx.Module):
         shapes = eqx.filter_eval_shape(moment, actors)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), shapes)
 
+    def fit(self, key: PRNGKeyArray, state: HostedState, actors: Actors | RecurrentActors, steps: int) -> HostedState:
+        """Nothing has to be learned of what is real."""
+        return state
+
+    def log(self, state: HostedState) -> dict[str, Array]:
+        """The system's own metrics of the last batch, and the episodes that were dropped."""
+        return state.metrics | {"dropped": state.dropped}
+
     def rollout(
-        self, key: PRNGKeyArray, state: HostedState, actors: Actors, steps: int
+        self, key: PRNGKeyArray, state: HostedState, actors: Actors | RecurrentActors, steps: int
     ) -> tuple[HostedState, Trajectory]:
         """Let the actors act, sampling from their distributions, for some whole episodes in every environment."""
         horizon = self.system.spec.horizon

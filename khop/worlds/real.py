@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from khop.agents.policies import Actors
+from khop.agents.recurrent import RecurrentActors, forgotten
 from khop.system import System, step_and_reset
 from khop.trajectory import Trajectory
 
@@ -31,18 +32,28 @@ class RealWorld(eqx.Module):
     system: System
     environments: int
 
-    def init(self, key: PRNGKeyArray, actors: Actors) -> RealState:
+    def init(self, key: PRNGKeyArray, actors: Actors | RecurrentActors) -> RealState:
         """All environments freshly reset."""
         state, obs = jax.vmap(self.system.reset)(jax.random.split(key, self.environments))
         spread = jnp.arange(1, self.environments + 1) / self.environments
         first_cut = jnp.ceil(self.system.spec.horizon * spread).astype(int)
         return RealState(state, obs, actors.initial(self.environments), first_cut)
 
-    def like(self, key: PRNGKeyArray, actors: Actors) -> Trajectory:
+    def like(self, key: PRNGKeyArray, actors: Actors | RecurrentActors) -> Trajectory:
         """The shapes of one step of experience."""
         return eqx.filter_eval_shape(lambda: self.rollout(key, self.init(key, actors), actors, 1))[1]
 
-    def rollout(self, key: PRNGKeyArray, state: RealState, actors: Actors, steps: int) -> tuple[RealState, Trajectory]:
+    def fit(self, key: PRNGKeyArray, state: RealState, actors: Actors | RecurrentActors, steps: int) -> RealState:
+        """Nothing has to be learned of what is real."""
+        return state
+
+    def log(self, state: RealState) -> dict[str, Array]:
+        """Nothing."""
+        return {}
+
+    def rollout(
+        self, key: PRNGKeyArray, state: RealState, actors: Actors | RecurrentActors, steps: int
+    ) -> tuple[RealState, Trajectory]:
         """Let the actors act, sampling from their distributions, for some steps in every environment."""
 
         def act(state: RealState, key: PRNGKeyArray) -> tuple[RealState, Trajectory]:
@@ -56,6 +67,7 @@ class RealWorld(eqx.Module):
                 action,
                 state.first_cut == 1,
             )
+            lost = jnp.broadcast_to(jnp.asarray(step.lost)[..., None], step.terminated.shape)
             moment = Trajectory(
                 obs=state.obs,
                 action=action,
@@ -63,10 +75,11 @@ class RealWorld(eqx.Module):
                 reward=step.reward,
                 terminated=step.terminated,
                 truncated=step.truncated,
-                lost=jnp.broadcast_to(jnp.asarray(step.lost)[..., None], step.terminated.shape),
+                lost=lost,
                 next_obs=step.obs,
                 carry=state.carry,
             )
+            carry = forgotten(carry, moment.ended)
             return RealState(system_state, obs, carry, state.first_cut - 1), moment
 
         return jax.lax.scan(act, state, jax.random.split(key, steps))

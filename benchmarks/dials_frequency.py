@@ -1,0 +1,118 @@
+"""How often do influence predictors have to be refreshed?
+
+Trains ``dials`` on the warehouse with 2 × 2 learning robots for 4M steps per agent, refreshing its predictors every F =
+100K, 500K, 1M or 4M steps (the last: once), and records episode returns on the whole system and the predictors'
+held-out cross-entropy. Interrupted, it goes on where it stopped: finished runs are in docs/results/dials_frequency.csv.
+
+    .venv/bin/python benchmarks/dials_frequency.py [--quick] [--every …] [--seeds …]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import khop
+from khop.report.style import COLOURS, save, styled
+from khop.run import EVALUATION, METRICS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results" / "dials_frequency.csv"
+PUBLISHED = {100_000: 12.88, 500_000: 13.57, 1_000_000: 12.92, 4_000_000: 13.27}  # return after 4M steps
+LOSSES = ("influence_loss_before", "influence_loss", "influence_loss_marginal")
+FIELDS = ("refresh", "seed", "env_steps", "wall_s", "episode_return", *LOSSES, "real_steps")
+STEPS, EPISODES = 4_000_000, 50
+
+
+def measured(refresh: int, seed: int, steps: int, **small: int) -> list[dict[str, str]]:
+    """The evaluations of one run, begun, continued or finished."""
+    folder = ROOT / "runs" / "dials_frequency" / f"{refresh}-{steps}-{seed}"
+    if folder.exists():
+        run = khop.resume(folder)
+    else:
+        options = {"refresh": refresh, "steps": steps, "episodes": EPISODES, **small}
+        run = khop.train("warehouse", "dials", seeds=[seed], out=folder, **options)
+    log = {row["env_steps"]: row for row in run.folder.read(METRICS)}
+    rows = []
+    for row in run.folder.read(EVALUATION):
+        if row["controller"] == "learned-sampled" and row["metric"] == "episode_return":
+            at = log[row["env_steps"]]
+            known = {name: at[name] for name in ("env_steps", "wall_s", *LOSSES, "real_steps")}
+            rows.append({"refresh": str(refresh), "seed": str(seed), **known, "episode_return": row["mean"]})
+    return rows
+
+
+def append(rows: list[dict[str, str]]) -> None:
+    """Add rows to the results."""
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    new = not RESULTS.exists()
+    with RESULTS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def recorded() -> list[dict[str, str]]:
+    """All results so far."""
+    return list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
+
+
+def curves(rows: list[dict[str, str]], quantity: str) -> dict[int, np.ndarray]:
+    """By F: (seeds, points, 2) of steps and a quantity."""
+    found: dict[int, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        found[int(row["refresh"])][row["seed"]].append((float(row["env_steps"]), float(row[quantity])))
+    return {
+        refresh: np.array([points[: min(map(len, seeds.values()))] for points in seeds.values()])
+        for refresh, seeds in sorted(found.items())
+    }
+
+
+def draw(rows: list[dict[str, str]]) -> Path:
+    """Return and cross-entropy over training, mean over seeds."""
+    with styled():
+        figure = Figure(figsize=(10, 3.6))
+        panels = figure.subplots(1, 2)
+        for axes, quantity in zip(panels, ("episode_return", "influence_loss"), strict=True):
+            for colour, (refresh, points) in zip(COLOURS, curves(rows, quantity).items(), strict=False):
+                axes.plot(*points.mean(0).T, color=colour, label=f"F = {refresh:,}")
+        panels[0].set(xlabel="steps per agent", ylabel="reward per robot and episode")
+        panels[1].set(xlabel="steps per agent", ylabel="held-out cross-entropy [nats]")
+        panels[0].legend()
+        return save(figure, RESULTS.with_suffix(".png"))
+
+
+def report(rows: list[dict[str, str]]) -> None:
+    """What the documentation quotes."""
+    for refresh, points in curves(rows, "episode_return").items():
+        loss = curves(rows, "influence_loss")[refresh][:, [0, -1], 1].tolist()
+        values = points[:, -1, 1].round(2).tolist()
+        print(f"F = {refresh:,}: return {values}, published {PUBLISHED.get(refresh)}; cross-entropy first, last {loss}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, small networks, 100K steps, nothing recorded")
+    parser.add_argument("--every", nargs="+", type=int, default=list(PUBLISHED))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    arguments = parser.parse_args()
+    if arguments.quick:
+        report([row for refresh in (25_000, 100_000) for row in measured(refresh, 0, 100_000, recurrent=64)])
+        return
+    for seed in arguments.seeds:
+        for refresh in arguments.every:
+            if (str(refresh), str(seed)) not in {(row["refresh"], row["seed"]) for row in recorded()}:
+                append(measured(refresh, seed, STEPS))
+                draw(recorded())
+    report(recorded())
+    print(draw(recorded()))
+
+
+if __name__ == "__main__":
+    main()
