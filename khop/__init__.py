@@ -17,6 +17,7 @@ from khop.system import make as make
 from khop.system import register as register
 from khop.system import registered as registered
 from khop.systems import distribution_grid as distribution_grid
+from khop.systems import loops as loops
 from khop.systems import microgrid as microgrid
 from khop.systems import platoon as platoon
 from khop.systems import traffic as traffic

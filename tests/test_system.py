@@ -30,6 +30,8 @@ SMALL = {  # parameters that make a system quick to test; what is not listed run
     "microgrid-20": {"continuous": True},
     "microgrid-40": {"as_published": True},
     "warehouse": {"side": 2, "horizon": 40},
+    "ring": {"vehicles": 22, "controlled": 4, "horizon": 40, "warmup": 50},
+    "figure-eight": {"vehicles": 6, "controlled": 4, "horizon": 40, "warmup": 50},
 }
 COMPILED = [name for name, cls in khop.registered().items() if not issubclass(cls, HostedSystem)]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # between two ways to compile the same float32 operations
