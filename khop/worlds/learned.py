@@ -61,17 +61,17 @@ class Imagination:
     """Windows in a gradient step of each model."""
     model_learning_rate: float = 3e-3
     """Adam's step size for the models."""
-    fit_rounds: int = 16
+    fit_rounds: int = 8
     """At most so many rounds of 25 gradient steps after each batch of real experience."""
     branch_length: int = 25
     """T, the most steps of an imagined rollout."""
-    branches: int = 510
+    branches: int = 255
     """Imagined rollouts side by side; a multiple of the ensemble."""
-    rounds: int = 15
+    rounds: int = 30
     """Imagined batches between two real ones."""
-    imagined_share: float = 0.95
+    imagined_share: float = 1.0
     """Probability that a round practises on imagined instead of real experience."""
-    gate: float = 0.1
+    gate: float = 0.2
     """Held-out error, as a share of the variance of the change, up to which imagined steps are used."""
     stay_in_range: bool = True
     """Keep imagined states within the range seen."""
