@@ -271,7 +271,7 @@ def test_the_files_of_a_run(uninterrupted: Path) -> None:
         "parameters": {"vehicles": 3, "collision_penalty": 1000.0, "horizon": 50},
     }
     assert config["method"]["name"] == "dppo"
-    assert config["method"]["options"].items() >= {"kappa_actor": 1, "kappa_critic": 3, "hidden": [8]}.items()
+    assert config["method"]["options"].items() >= {"kappa_actor": 1, "kappa_critic": 4, "hidden": [8]}.items()
     assert config["method"]["options"]["learner"]["minibatches"] == 2
     assert (config["seeds"], config["steps"], config["episodes"]) == ([0], LAST, 2)
     assert config["versions"].keys() >= {"khop", "jax", "python"}

@@ -61,17 +61,33 @@ class Outcome(NamedTuple):
         return self.terminated > terminated, self.lost > lost
 
 
+class LinearPlus(eqx.Module):
+    """A linear map, zero at first, plus a network: dynamics are often nearly linear, but not quite."""
+
+    linear: Float[Array, "g f"]
+    network: eqx.nn.Sequential
+
+    def __init__(self, inputs: int, outputs: int, network: eqx.nn.Sequential):
+        self.linear = jnp.zeros((outputs, inputs))
+        self.network = network
+
+    def __call__(self, x: Float[Array, " f"]) -> Float[Array, " g"]:
+        return self.linear @ x + self.network(x)
+
+
 class LocalModels(eqx.Module):
     """p̂_i(s'_i, r_i, end_i | s_j, a_j; j within κ hops of i), for all agents at once (Ma et al. 2024, Methods).
 
     Two networks an agent: the *transition* predicts the change of its own observation, the *outcome* reads the same and
-    the next observation, on which rewards and endings usually depend.
+    the next observation, on which rewards and endings usually depend. Both also read the products of the agent's own
+    observation with its own discrete action, so that every action has a linear map of its own.
     """
 
     transition: Stacked
     outcome: Stacked
     neighbourhood: Neighbourhood = eqx.field(static=True)
     action: DiscreteActions | ContinuousActions = eqx.field(static=True)
+    products: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -82,17 +98,21 @@ class LocalModels(eqx.Module):
         *,
         key: PRNGKeyArray,
     ):
-        inputs = neighbourhood.width * (spec.d + spec.action.width)
+        products = 0 if linear or isinstance(spec.action, ContinuousActions) else spec.d * spec.action.width
+        inputs = neighbourhood.width * (spec.d + spec.action.width) + products
         keys = jax.random.split(key)
-        layers = () if linear else hidden
-        self.transition = Stacked(
-            lambda key: mlp(inputs, layers, spec.d, 0.1, jax.nn.silu, key=key), spec.n, False, key=keys[0]
-        )
+
+        def transition(key: PRNGKeyArray) -> eqx.Module:
+            network = mlp(inputs, () if linear else hidden, spec.d, 0.1, jax.nn.silu, key=key)
+            return network if linear else LinearPlus(inputs, spec.d, network)
+
+        self.transition = Stacked(transition, spec.n, False, key=keys[0])
         self.outcome = Stacked(
             lambda key: mlp(inputs + spec.d, hidden, 4, 0.1, jax.nn.silu, key=key), spec.n, False, key=keys[1]
         )
         self.neighbourhood = neighbourhood
         self.action = spec.action
+        self.products = products > 0
 
     def inputs(
         self, scales: Scales, obs: Float[Array, "*batch n d"], action: Array, local: bool = False
@@ -101,11 +121,15 @@ class LocalModels(eqx.Module):
 
         With ``local``, no gradient flows back to a neighbour: what arrives over an edge is a number, not a derivative.
         """
-        sent = jnp.concatenate([(obs - scales.obs_mean) / scales.obs_spread, _encoded(action, self.action)], -1)
-        if not local:
-            return seen(self.neighbourhood, sent)
-        heard = jax.lax.stop_gradient(seen(self.neighbourhood, sent))
-        return jnp.concatenate([sent, heard[..., sent.shape[-1] :]], -1)  # slot 0 is the agent itself
+        own, act = (obs - scales.obs_mean) / scales.obs_spread, _encoded(action, self.action)
+        sent = jnp.concatenate([own, act], -1)
+        read = seen(self.neighbourhood, sent)
+        if local:  # slot 0 is the agent itself
+            read = jnp.concatenate([sent, jax.lax.stop_gradient(read)[..., sent.shape[-1] :]], -1)
+        if not self.products:
+            return read
+        products = own[..., :, None] * act[..., None, :]
+        return jnp.concatenate([read, products.reshape(*own.shape[:-1], -1)], -1)
 
     def next_obs(
         self, scales: Scales, obs: Float[Array, "*batch n d"], inputs: Float[Array, "*batch n f"]

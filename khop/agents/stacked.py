@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,10 +18,10 @@ class Stacked(eqx.Module):
     Every parameter leaf leads with n. With ``share`` there is one set of parameters, without that axis, for all.
     """
 
-    network: eqx.nn.Sequential
+    network: Any
     share: bool = eqx.field(static=True)
 
-    def __init__(self, build: Callable[[PRNGKeyArray], eqx.nn.Sequential], n: int, share: bool, *, key: PRNGKeyArray):
+    def __init__(self, build: Callable[[PRNGKeyArray], eqx.Module], n: int, share: bool, *, key: PRNGKeyArray):
         self.share = share
         self.network = build(key) if share else eqx.filter_vmap(build)(jax.random.split(key, n))
 

@@ -107,7 +107,7 @@ def _spec(vehicles: int, horizon: int) -> Spec:
         },
         baselines=(*gains, "best-constant-pair", "best-constant"),
         kappa_actor=1,
-        kappa_critic=3,
+        kappa_critic=4,
         reward_limit=REWARD_LIMIT,
     )
 

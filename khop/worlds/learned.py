@@ -55,9 +55,9 @@ class Imagination:
     """Predict the next state linearly."""
     ensemble: int = 5
     """Models per agent."""
-    window: int = 4
+    window: int = 2
     """Steps that models are trained to predict open-loop."""
-    model_batch: int = 64
+    model_batch: int = 128
     """Windows in a gradient step of each model."""
     model_learning_rate: float = 3e-3
     """Adam's step size for the models."""
