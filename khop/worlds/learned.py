@@ -63,9 +63,9 @@ class Imagination:
     """Adam's step size for the models."""
     fit_rounds: int = 8
     """At most so many rounds of 25 gradient steps after each batch of real experience."""
-    branch_length: int = 25
+    branch_length: int = 100
     """T, the most steps of an imagined rollout."""
-    branches: int = 255
+    branches: int = 65
     """Imagined rollouts side by side; a multiple of the ensemble."""
     rounds: int = 30
     """Imagined batches between two real ones."""
