@@ -122,7 +122,8 @@ def test_no_worker_outlives_its_pool() -> None:
 def test_no_worker_outlives_its_parent(number: signal.Signals) -> None:
     """However that ends."""
     code = (
-        "import time\nfrom drifters import engine\nfrom khop.hosts.pool import Pool\n"
+        "import signal, time\nfrom drifters import engine\nfrom khop.hosts.pool import Pool\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background jobs ignore
         "pool = Pool(engine(), 2)\npool.reset({0: 1, 1: 2})\nprint(*pool.process_ids, flush=True)\ntime.sleep(60)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
