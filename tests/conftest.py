@@ -12,3 +12,11 @@ def registered_toys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name, cls in TOYS.items():
         monkeypatch.setitem(system._REGISTRY, name, cls)
     return list(TOYS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side, tests that share compiled programs stay in one process: those of a file, or of a system in one."""
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        system = parameters.params.get("system", "") if parameters else ""
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {system}"))
