@@ -48,7 +48,8 @@ def begun(world: InfluenceWorld) -> InfluenceState:
 
 @eqx.filter_jit
 def fitted(world: InfluenceWorld, state: InfluenceState) -> tuple:
-    return world.fit(jax.random.key(1), state, actors(), 10)
+    state = world.fit(jax.random.key(1), state, actors(), 10)
+    return state, world.log(state)
 
 
 @eqx.filter_jit
