@@ -279,7 +279,7 @@ def test_impossible_options_are_refused(changes: dict, sentence: str) -> None:
 
 def test_a_rollout_too_short_for_branches_is_refused() -> None:
     with pytest.raises(InputError, match="too short"):
-        dataclasses.replace(MDPO, rollout=9)
+        dataclasses.replace(MDPO, rollout=9, learner=dataclasses.replace(MDPO.learner, minibatches=1))
 
 
 def test_strangers_are_half_the_system_away() -> None:
