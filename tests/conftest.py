@@ -1,5 +1,8 @@
 """Fixtures for every test; its presence also lets tests in subfolders import ``toys``."""
 
+from collections.abc import Iterator
+
+import jax
 import pytest
 from toys import TOYS
 
@@ -20,3 +23,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = getattr(item, "callspec", None)
         system = parameters.params.get("system", "") if parameters else ""
         item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {system}"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs() -> Iterator[None]:
+    """Thousands of programs in one process run into the system's limit of memory maps, which XLA does not survive."""
+    yield
+    jax.clear_caches()
