@@ -285,7 +285,7 @@ def test_the_final_observation_is_kept_and_a_new_episode_begins(system: System, 
     assert step.done
     assert_close(system, step, take_step(system, step_key, state, action))
     assert_close(system, (following, obs), reset(system, reset_key))
-    assert not np.allclose(obs, step.obs, **CLOSE)
+    assert not np.allclose(obs, step.obs, rtol=CLOSE, atol=CLOSE)
 
 
 def test_a_cut_truncates_and_changes_nothing_else(system: System, start: tuple) -> None:
