@@ -10,12 +10,12 @@ held-out cross-entropy. Interrupted, it goes on where it stopped: finished runs 
 from __future__ import annotations
 
 import argparse
-import csv
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from results import Row, append, recorded
 
 import khop
 from khop.report.style import COLOURS, save, styled
@@ -29,7 +29,7 @@ FIELDS = ("refresh", "seed", "env_steps", "wall_s", "episode_return", *LOSSES, "
 STEPS, EPISODES = 4_000_000, 50
 
 
-def measured(refresh: int, seed: int, steps: int, **small: int) -> list[dict[str, str]]:
+def measured(refresh: int, seed: int, steps: int, **small: int) -> list[Row]:
     """The evaluations of one run, begun, continued or finished."""
     folder = ROOT / "runs" / "dials_frequency" / f"{refresh}-{steps}-{seed}"
     if folder.exists():
@@ -47,23 +47,7 @@ def measured(refresh: int, seed: int, steps: int, **small: int) -> list[dict[str
     return rows
 
 
-def append(rows: list[dict[str, str]]) -> None:
-    """Add rows to the results."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def recorded() -> list[dict[str, str]]:
-    """All results so far."""
-    return list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
-
-
-def curves(rows: list[dict[str, str]], quantity: str) -> dict[int, np.ndarray]:
+def curves(rows: list[Row], quantity: str) -> dict[int, np.ndarray]:
     """By F: (seeds, points, 2) of steps and a quantity."""
     found: dict[int, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
@@ -74,7 +58,7 @@ def curves(rows: list[dict[str, str]], quantity: str) -> dict[int, np.ndarray]:
     }
 
 
-def draw(rows: list[dict[str, str]]) -> Path:
+def draw(rows: list[Row]) -> Path:
     """Return and cross-entropy over training, mean over seeds."""
     with styled():
         figure = Figure(figsize=(10, 3.6))
@@ -88,7 +72,7 @@ def draw(rows: list[dict[str, str]]) -> Path:
         return save(figure, RESULTS.with_suffix(".png"))
 
 
-def report(rows: list[dict[str, str]]) -> None:
+def report(rows: list[Row]) -> None:
     """What the documentation quotes."""
     for refresh, points in curves(rows, "episode_return").items():
         loss = curves(rows, "influence_loss")[refresh][:, [0, -1], 1].tolist()
@@ -107,11 +91,11 @@ def main() -> None:
         return
     for seed in arguments.seeds:
         for refresh in arguments.every:
-            if (str(refresh), str(seed)) not in {(row["refresh"], row["seed"]) for row in recorded()}:
-                append(measured(refresh, seed, STEPS))
-                draw(recorded())
-    report(recorded())
-    print(draw(recorded()))
+            if (str(refresh), str(seed)) not in {(row["refresh"], row["seed"]) for row in recorded(RESULTS)}:
+                append(RESULTS, FIELDS, measured(refresh, seed, STEPS))
+                draw(recorded(RESULTS))
+    report(recorded(RESULTS))
+    print(draw(recorded(RESULTS)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ docs/results/dials_scaling.csv, one row at a time; rows that are there are not m
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from matplotlib.figure import Figure
+from results import Row, append, recorded
 
 import khop
 from khop.experiment import configured
@@ -112,23 +112,7 @@ def measured(side: int, method: str, repetitions: int, **small: int) -> dict[str
     return {name: str(value) for name, value in row.items()}
 
 
-def recorded() -> list[dict[str, str]]:
-    """All results so far."""
-    return list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
-
-
-def append(row: dict[str, str]) -> None:
-    """Add a row to the results."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def draw(rows: list[dict[str, str]]) -> Path:
+def draw(rows: list[Row]) -> Path:
     """Seconds per million agent-steps and bytes against the number of agents, beside the published times."""
     with styled():
         figure = Figure(figsize=(9, 3.4))
@@ -159,12 +143,13 @@ def main() -> None:
         return
     for side in arguments.sides:
         for method in METHODS_SHOWN:
-            if (str(side**2), method) not in {(row["agents"], row["method"]) for row in recorded()}:
-                append(measured(side, method, 3))
-                print(recorded()[-1], flush=True)
+            if (str(side**2), method) not in {(row["agents"], row["method"]) for row in recorded(RESULTS)}:
+                row = measured(side, method, 3)
+                append(RESULTS, list(row), [row])
+                print(row, flush=True)
     for agents, (whole_h, local_h) in PUBLISHED_HOURS.items():
         print(f"published, {agents} agents: whole system {whole_h} h, local simulators {local_h} h for 4M steps each")
-    print(draw(recorded()))
+    print(draw(recorded(RESULTS)))
 
 
 if __name__ == "__main__":

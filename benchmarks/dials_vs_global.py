@@ -12,13 +12,13 @@ every run.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from results import Row, append, recorded
 
 import khop
 from khop.evaluation import evaluate_baselines
@@ -41,7 +41,7 @@ FIELDS = ("side", "method", "seed", "env_steps", "wall_s", "episode_return", "it
 EPISODES = 50
 
 
-def measured(side: int, name: str, seed: int, steps: int, **small: int) -> list[dict[str, str]]:
+def measured(side: int, name: str, seed: int, steps: int, **small: int) -> list[Row]:
     """The evaluations of one run, begun, continued or finished."""
     folder = ROOT / "runs" / "dials_vs_global" / f"{side}-{name}-{steps}-{seed}"
     if folder.exists():
@@ -61,23 +61,7 @@ def measured(side: int, name: str, seed: int, steps: int, **small: int) -> list[
     return list(found.values())
 
 
-def append(rows: list[dict[str, str]]) -> None:
-    """Add rows to the results."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def recorded() -> list[dict[str, str]]:
-    """All results so far."""
-    return list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
-
-
-def draw(rows: list[dict[str, str]]) -> Path:
+def draw(rows: list[Row]) -> Path:
     """Mean and range over seeds, against steps and against wall time, beside the hand-coded controllers."""
     sides = sorted({int(row["side"]) for row in rows})
     with styled():
@@ -106,7 +90,7 @@ def draw(rows: list[dict[str, str]]) -> Path:
         return save(figure, RESULTS.with_suffix(".png"))
 
 
-def report(rows: list[dict[str, str]]) -> None:
+def report(rows: list[Row]) -> None:
     """The last evaluation of every run, beside the published figures."""
     last: dict[tuple[int, str], dict[str, dict[str, str]]] = defaultdict(dict)
     for row in rows:
@@ -134,12 +118,12 @@ def main() -> None:
         for side in arguments.sides:
             for name in arguments.methods:
                 if (str(side), name, str(seed)) not in {
-                    (row["side"], row["method"], row["seed"]) for row in recorded()
+                    (row["side"], row["method"], row["seed"]) for row in recorded(RESULTS)
                 }:
-                    append(measured(side, name, seed, STEPS[side]))
-                    draw(recorded())
-    report(recorded())
-    print(draw(recorded()))
+                    append(RESULTS, FIELDS, measured(side, name, seed, STEPS[side]))
+                    draw(recorded(RESULTS))
+    report(recorded(RESULTS))
+    print(draw(recorded(RESULTS)))
 
 
 if __name__ == "__main__":

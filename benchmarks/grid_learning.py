@@ -11,12 +11,12 @@ grid, method, seed and controller; a figure of the curves is drawn from the runs
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 from pathlib import Path
 
+from results import played, replace
+
 import khop
-from khop.evaluation import Summary, episode_keys, evaluate_baselines, measure
 from khop.experiment import Run
 from khop.methods import communication
 from khop.report.curves import learning_curves
@@ -59,32 +59,18 @@ def trained(task: Task, quick: bool) -> Run:
 
 def rows(run: Run, task: Task, episodes: int) -> list[dict[str, object]]:
     """Evaluation of every seed's agents, and of the classical controllers, over the same episodes."""
-    keys = episode_keys(1, episodes)
-    found = []
-    for seed in run.seeds:
-        for name, greedy in (("greedy", True), ("sampled", False)):
-            values = measure(run.system, run.controller(greedy, seed), keys)
-            found.append((task.method, seed, name, {metric: Summary.of(values[metric]) for metric in METRICS}))
-    classical = evaluate_baselines(run.system, ["random", *run.system.spec.baselines], episodes, seed=1)
-    found += [("", "", name, table) for name, table in classical.items()]
+    names = ["random", *run.system.spec.baselines]
     return [
-        {"grid": task.grid, "steps": run.env_steps, "method": method, "seed": seed, "controller": name}
+        {
+            "grid": task.grid,
+            "steps": run.env_steps,
+            "method": task.method if seed != "" else "",
+            "seed": seed,
+            "controller": name,
+        }
         | {metric: f"{table[metric].mean:.4g}" for metric in METRICS}
-        for method, seed, name, table in found
+        for seed, name, table in played(run, METRICS, names, episodes)
     ]
-
-
-def record(new: list[dict[str, object]]) -> None:
-    """Replace the rows of the same grid, method and controller in the results."""
-    keys = ("grid", "method", "seed", "controller")
-    fresh = {tuple(str(row[key]) for key in keys) for row in new}
-    old = list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
-    kept = [row for row in old if tuple(row[key] for key in keys) not in fresh]
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(new[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept + new)
 
 
 def main() -> None:
@@ -100,7 +86,7 @@ def main() -> None:
         run = trained(task, arguments.quick)
         table = rows(run, task, EPISODES // (20 if arguments.quick else 1))
         if not arguments.quick:
-            record(table)
+            replace(RESULTS, table, ("grid", "method", "seed", "controller"))
         cost = communication(run.method, run.system)
         print(f"{task.grid} {task.method}, {run.env_steps:,} steps; messages to act {cost.acting.share:.1%} of central")
         for row in table:

@@ -11,15 +11,15 @@ shows one episode with and without disturbances.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import equinox as eqx
 import jax
 import numpy as np
+from results import played, replace
 
 import khop
-from khop.evaluation import Summary, episode_keys, evaluate_baselines, measure, play
+from khop.evaluation import episode_keys, play
 from khop.experiment import Run
 from khop.report.style import save, styled
 from khop.system import Controller, System
@@ -43,31 +43,12 @@ def trained(system: str, steps: int) -> Run:
 
 def rows(run: Run) -> list[dict[str, object]]:
     """Every seed's agents and the classical controllers over the same disturbed episodes."""
-    keys = episode_keys(1, EPISODES)
-    found = []
-    for seed in run.seeds:
-        for name, greedy in (("learned", True), ("learned-sampled", False)):
-            values = measure(run.system, run.controller(greedy, seed), keys)
-            found.append((seed, name, {metric: Summary.of(values[metric]) for metric in METRICS}))
     names = [*run.system.spec.baselines, "random"]
-    found += [("", name, table) for name, table in evaluate_baselines(run.system, names, EPISODES, seed=1).items()]
     return [
         {"system": run.system_name, "steps": run.env_steps, "seed": seed, "controller": name}
         | {metric: f"{table[metric].mean:.4g}" for metric in METRICS}
-        for seed, name, table in found
+        for seed, name, table in played(run, METRICS, names, EPISODES)
     ]
-
-
-def record(new: list[dict[str, object]], file: Path) -> None:
-    """Replace the rows of the same system and budget."""
-    same = {(str(row["system"]), str(row["steps"])) for row in new}
-    old = list(csv.DictReader(file.open())) if file.exists() else []
-    kept = [row for row in old if (row["system"], row["steps"]) not in same]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="") as opened:
-        writer = csv.DictWriter(opened, list(new[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept + new)
 
 
 def traces(run: Run, out: Path) -> Path:
@@ -101,7 +82,7 @@ def main() -> None:
         run = trained(system, STEPS[system] // (20 if arguments.quick else 1))
         table = rows(run)
         if not arguments.quick:
-            record(table, RESULTS / "microgrid_learning.csv")
+            replace(RESULTS / "microgrid_learning.csv", table, ("system", "steps"))
             print(traces(run, RESULTS / f"{system}.png"))
         for row in table:
             share = float(str(row["all_in_band"]))

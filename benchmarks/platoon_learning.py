@@ -10,12 +10,12 @@ to docs/results/platoon_learning.csv, one row per task, method, seed and control
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 from pathlib import Path
 
+from results import played, replace
+
 import khop
-from khop.evaluation import Summary, episode_keys, evaluate_baselines, measure
 from khop.experiment import Run
 from khop.report.curves import learning_curves
 
@@ -48,32 +48,17 @@ def trained(task: Task, method: str, steps: int) -> Run:
 
 def rows(run: Run, task: Task, method: str) -> list[dict[str, object]]:
     """Evaluation of every seed's agents, and of the constants, over the same episodes."""
-    keys = episode_keys(1, EPISODES)
-    found = []
-    for seed in run.seeds:
-        for name, greedy in (("greedy", True), ("sampled", False)):
-            values = measure(run.system, run.controller(greedy, seed), keys)
-            found.append((method, seed, name, {metric: Summary.of(values[metric]) for metric in METRICS}))
-    baselines = evaluate_baselines(run.system, ["best-constant-pair", "best-constant", "random"], EPISODES, seed=1)
-    found += [("", "", name, table) for name, table in baselines.items()]
     return [
-        {"system": task.system, "steps": run.env_steps, "method": method, "seed": seed, "controller": name}
+        {
+            "system": task.system,
+            "steps": run.env_steps,
+            "method": method if seed != "" else "",
+            "seed": seed,
+            "controller": name,
+        }
         | {metric: f"{table[metric].mean:.4g}" for metric in METRICS}
-        for method, seed, name, table in found
+        for seed, name, table in played(run, METRICS, ["best-constant-pair", "best-constant", "random"], EPISODES)
     ]
-
-
-def record(new: list[dict[str, object]]) -> None:
-    """Replace the rows of the same task, budget and method in the results."""
-    keys = ("system", "steps", "method", "controller")
-    fresh = {tuple(str(row[key]) for key in keys) for row in new}
-    old = list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
-    kept = [row for row in old if tuple(row[key] for key in keys) not in fresh]
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(new[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept + new)
 
 
 def main() -> None:
@@ -87,7 +72,7 @@ def main() -> None:
             run = trained(task, method, task.steps // (20 if arguments.quick else 1))
             table = rows(run, task, method)
             if not arguments.quick:
-                record(table)
+                replace(RESULTS, table, ("system", "steps", "method", "controller"))
             returns = [float(row["return"]) for row in table if row["controller"] == "greedy"]
             passed = sum(value >= task.target for value in returns)
             print(f"{task.system} {method}: return {returns}, target {task.target}: {passed} of {len(returns)} seeds")

@@ -10,10 +10,11 @@ target. Interrupted, it goes on where it stopped: finished runs are in docs/resu
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 from pathlib import Path
 from typing import Any
+
+from results import append, recorded
 
 import khop
 from khop.evaluation import Summary, evaluate_baselines
@@ -67,21 +68,6 @@ def row(key: dict[str, object], table: dict[str, Summary]) -> dict[str, object]:
     return key | {name: f"{table[name].mean:.4g}" for name in FIELDS if name in table}
 
 
-def recorded() -> list[dict[str, str]]:
-    """All results so far."""
-    return list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
-
-
-def append(rows: list[dict[str, object]]) -> None:
-    """Add rows to the results."""
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, a fifth of the budget, nothing recorded")
@@ -92,12 +78,16 @@ def main() -> None:
     for seed in arguments.seeds[:1] if arguments.quick else arguments.seeds:
         for name in arguments.tasks:
             task = TASKS[name]
-            if not arguments.quick and (name, "baseline") not in {(r["task"], r["method"]) for r in recorded()}:
+            if not arguments.quick and (name, "baseline") not in {(r["task"], r["method"]) for r in recorded(RESULTS)}:
                 system = khop.make(task.system, **task.parameters)
                 tables = evaluate_baselines(system, ["random", *system.spec.baselines], EPISODES)
-                append([row({"task": name, "method": "baseline", "controller": c}, t) for c, t in tables.items()])
+                append(
+                    RESULTS,
+                    FIELDS,
+                    [row({"task": name, "method": "baseline", "controller": c}, t) for c, t in tables.items()],
+                )
             for method in (method for method in arguments.methods if method in task.budgets):
-                if (name, method, str(seed)) in {(r["task"], r["method"], r["seed"]) for r in recorded()}:
+                if (name, method, str(seed)) in {(r["task"], r["method"], r["seed"]) for r in recorded(RESULTS)}:
                     continue
                 steps = task.budgets[method] // (5 if arguments.quick else 1)
                 run = trained(name, method, seed, steps)
@@ -108,7 +98,7 @@ def main() -> None:
                 for found in rows:
                     print(*(f"{field} {found[field]}" for field in FIELDS if field in found), sep=", ", flush=True)
                 if not arguments.quick:
-                    append(rows)
+                    append(RESULTS, FIELDS, rows)
 
 
 if __name__ == "__main__":

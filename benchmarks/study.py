@@ -6,7 +6,6 @@ A finished run is in the CSV file and never done again; a begun one is continued
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from results import Row, append, recorded
 
 import khop
 from khop.methods import communication
@@ -36,7 +36,6 @@ FIELDS = (
     "acting_scalars",
     "training_scalars",
 )
-Row = dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Study:
 
     def rows(self) -> list[Row]:
         """All results so far."""
-        return list(csv.DictReader(self.results.open())) if self.results.exists() else []
+        return recorded(self.results)
 
     def run(self, systems: Sequence[str], seeds: Sequence[int], only: Sequence[str] = ()) -> list[Row]:
         """Train what is not yet in the results, seed by seed, so that all variants grow alike."""
@@ -72,7 +71,7 @@ class Study:
                 for variant in self.variants:
                     done = {(row["system"], row["variant"], row["seed"]) for row in self.rows()}
                     if (not only or variant.name in only) and (system, variant.name, str(seed)) not in done:
-                        self._append(measured(self.name, system, variant, seed))
+                        append(self.results, FIELDS, measured(self.name, system, variant, seed))
         return self.rows()
 
     def quick(self, systems: Sequence[str], only: Sequence[str] = ()) -> list[Row]:
@@ -80,15 +79,6 @@ class Study:
         small = [dataclasses.replace(variant, steps=variant.steps // 5) for variant in self.variants]
         chosen = [variant for variant in small if not only or variant.name in only]
         return [row for system in systems for variant in chosen for row in measured(self.name, system, variant, 0)]
-
-    def _append(self, rows: list[Row]) -> None:
-        self.results.parent.mkdir(parents=True, exist_ok=True)
-        new = not self.results.exists()
-        with self.results.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
 
 
 def measured(study: str, system: str, variant: Variant, seed: int) -> list[Row]:

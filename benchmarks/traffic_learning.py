@@ -13,8 +13,9 @@ metrics.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
+
+from results import Row, replace
 
 import khop
 from khop.evaluation import Summary, episode_keys, evaluate_baselines, measure
@@ -26,7 +27,6 @@ RESULTS = ROOT / "docs" / "results" / "traffic_learning.csv"
 METRICS = ("return", "delay", "arrived", "pending", "queue", "waiting", "travel_time", "teleports")
 KEYS = ("scenario", "reward", "method", "steps", "controller", "seed")
 EVALUATION_SEED = 1
-Row = dict[str, str]
 
 
 def system_of(scenario: str, reward: str, resco_path: str) -> System:
@@ -44,21 +44,9 @@ def trained(system: System, name: str, method: str, options: argparse.Namespace)
     return khop.train(system, method, steps=options.steps, seeds=options.seeds, episodes=2, out=folder)
 
 
-def row(keys: tuple[str, ...], values: dict) -> Row:
-    found = {metric: Summary.of(values[metric]) if not isinstance(values[metric], Summary) else values[metric]
-             for metric in METRICS}  # fmt: skip
-    return dict(zip(KEYS, keys, strict=True)) | {name: f"{found[name].mean:.5g}" for name in METRICS}
-
-
-def record(new: list[Row]) -> None:
-    """Replace the rows of the same keys."""
-    fresh = {tuple(one[key] for key in KEYS) for one in new}
-    old = list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*KEYS, *METRICS], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([one for one in old if tuple(one[key] for key in KEYS) not in fresh] + new)
+def row(keys: tuple[str, ...], table: dict[str, Summary]) -> Row:
+    """A line of the results."""
+    return dict(zip(KEYS, keys, strict=True)) | {name: f"{table[name].mean:.5g}" for name in METRICS}
 
 
 def main() -> None:
@@ -76,7 +64,7 @@ def main() -> None:
             system = system_of(scenario, reward, options.resco_path)
             names = ["random", *system.spec.baselines]
             for name, table in evaluate_baselines(system, names, options.episodes, EVALUATION_SEED).items():
-                record([row((scenario, reward, "", "", name, ""), table)])
+                replace(RESULTS, [row((scenario, reward, "", "", name, ""), table)], KEYS)
                 print(scenario, reward, name, {metric: f"{table[metric].mean:.4g}" for metric in METRICS}, flush=True)
             for method in options.methods:
                 run = trained(system, f"{scenario}-{reward}-{method}", method, options)
@@ -84,8 +72,9 @@ def main() -> None:
                 for seed in run.seeds:
                     for name, greedy in (("greedy", True), ("sampled", False)):
                         values = measure(run.system, run.controller(greedy, seed), keys)
-                        found = row((scenario, reward, method, str(run.env_steps), name, str(seed)), values)
-                        record([found])
+                        table = {metric: Summary.of(values[metric]) for metric in METRICS}
+                        found = row((scenario, reward, method, str(run.env_steps), name, str(seed)), table)
+                        replace(RESULTS, [found], KEYS)
                         print(found, flush=True)
 
 

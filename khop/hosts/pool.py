@@ -93,6 +93,9 @@ class Pool:
             one.end(max(deadline - time.monotonic(), 0.0))
         self._workers = []
 
+    def __del__(self) -> None:
+        self.close()  # a pool that nobody holds any more leaves no process and no open file behind
+
     def _ask(self, requests: Mapping[int, tuple]) -> dict[int, str]:
         failures = {}
         waiting = {}

@@ -109,12 +109,16 @@ def alive(process_id: int) -> bool:
     return status.rpartition(")")[2].split()[0] != "Z"
 
 
-def test_no_worker_outlives_its_pool() -> None:
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_no_worker_outlives_its_pool(forgotten: bool) -> None:
+    """Closed, or dropped by whoever held it; warnings of unclosed files are errors here."""
     pool = Pool(engine(), 2)
     pool.reset({0: 1, 1: 2})
     process_ids = pool.process_ids
     assert all(map(alive, process_ids))
-    pool.close()
+    if not forgotten:
+        pool.close()
+    del pool
     assert not any(map(alive, process_ids))
 
 

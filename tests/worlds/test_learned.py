@@ -27,7 +27,10 @@ PLATOON = khop.make("platoon-catchup", vehicles=VEHICLES)
 SMALL = Imagination(
     ensemble=2, model_hidden=(32,), branches=40, branch_length=10, rounds=2, fit_rounds=40, memory=1600, model_batch=32
 )
-MDPO = dataclasses.replace(METHODS["mdpo"], hidden=(16,), environments=2, rollout=200, imagination=SMALL)
+LEARNER = dataclasses.replace(METHODS["mdpo"].learner, epochs=2, minibatches=16)
+MDPO = dataclasses.replace(
+    METHODS["mdpo"], hidden=(16,), environments=2, rollout=200, imagination=SMALL, learner=LEARNER
+)
 
 
 def models_and_scales(kappa: int | str) -> tuple[LocalModels, Scales]:
