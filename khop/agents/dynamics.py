@@ -22,6 +22,16 @@ from khop.topology import Neighbourhood
 RAREST = 1e-6  # no ending is taken to be rarer
 
 
+def symlog(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """sign(x) log(1 + |x|): keeps small differences visible beside large values (Hafner et al. 2023)."""
+    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
+
+
+def symexp(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The inverse of ``symlog``."""
+    return jnp.sign(x) * jnp.expm1(jnp.abs(x))
+
+
 class Scales(eqx.Module):
     """Mean and spread of what each agent's models read and predict, in the system's own units."""
 

@@ -1,4 +1,4 @@
-"""The pure losses of policy optimisation, which keep the agent axis and average over samples alone; and symlog."""
+"""The pure losses of policy optimisation, which keep the agent axis and average over samples alone."""
 
 from __future__ import annotations
 
@@ -34,13 +34,3 @@ def standardised(advantage: Float[Array, "n S"]) -> Float[Array, "n S"]:
     mean = advantage.mean(-1, keepdims=True)
     rounding = 1e-5 * jnp.abs(mean) + 1e-8  # what varies less than this does not vary
     return (advantage - mean) / (advantage.std(-1, keepdims=True) + rounding)
-
-
-def symlog(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """sign(x) log(1 + |x|): keeps small differences visible beside large values (Hafner et al. 2023)."""
-    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
-
-
-def symexp(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The inverse of ``symlog``."""
-    return jnp.sign(x) * jnp.expm1(jnp.abs(x))

@@ -22,11 +22,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from khop.agents.dynamics import LocalModels, Outcome, Scales
+from khop.agents.dynamics import LocalModels, Outcome, Scales, symexp, symlog
 from khop.agents.policies import Actors
 from khop.agents.stacked import leading
 from khop.errors import InputError
-from khop.learners.losses import symexp, symlog
 from khop.system import System
 from khop.topology import Kappa, Neighbourhood
 from khop.trajectory import Trajectory

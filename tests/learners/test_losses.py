@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from khop.learners.losses import clipped_surrogate, divergence, squared_error, standardised, symexp, symlog
+from khop.learners.losses import clipped_surrogate, divergence, squared_error, standardised
 
 
 def columns(*rows: tuple[float, ...]) -> jax.Array:
@@ -83,9 +83,3 @@ def test_standardised() -> None:
 def test_an_advantage_that_never_varies_is_none(value: float) -> None:
     """Rounding must not be blown up to unit variance."""
     assert np.all(abs(standardised(jnp.full((2, 600), value))) < 0.1)
-
-
-def test_symlog() -> None:
-    np.testing.assert_allclose(symlog(jnp.array([0.0, np.e - 1, 1 - np.e])), [0, 1, -1], atol=1e-6)
-    values = jnp.array([-1e5, -3.0, 0.0, 0.2, 1e4])
-    np.testing.assert_allclose(symexp(symlog(values)), values, rtol=1e-5)
