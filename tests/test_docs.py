@@ -214,7 +214,7 @@ def test_commands_parse(page: str, line: str, folder: Path, monkeypatch: pytest.
         "khop.experiment.train",
         "khop.experiment.resume",
         "khop.experiment.load",
-        "khop.cli.evaluate_baselines",
+        "khop.cli.commands.evaluate_baselines",
         "khop.report.graph.draw_topology",
         "khop.report.curves.learning_curves",
     ):

@@ -1,0 +1,5 @@
+"""``python -m khop.cli``."""
+
+from khop.cli.commands import entry
+
+entry()
