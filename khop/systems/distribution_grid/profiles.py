@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy import signal
 
 STEP = 3  # minutes, between two actions
 DAY = 24 * 60  # minutes
@@ -141,6 +140,8 @@ def synthetic_curves(loads: int, suns: int, seed: int) -> tuple[Float[np.ndarray
 
 def _fading_noise(random: np.random.Generator, shape: tuple[int, int], memory: float) -> Float[np.ndarray, "R C"]:
     """Standard normal noise along time that keeps a share ``memory`` from row to row."""
+    from scipy import signal  # half a second to import, which no other system should wait for
+
     innovation = np.sqrt(1 - memory**2) * random.standard_normal(shape)
     innovation[0] /= np.sqrt(1 - memory**2)
     return signal.lfilter([1.0], [1.0, -memory], innovation, axis=0)
