@@ -17,14 +17,6 @@ def registered_toys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return list(TOYS)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, tests that share compiled programs stay in one process: those of a file, or of a system in one."""
-    for item in items:
-        parameters = getattr(item, "callspec", None)
-        system = parameters.params.get("system", "") if parameters else ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {system}"))
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled_programs() -> Iterator[None]:
     """Thousands of programs in one process run into the system's limit of memory maps, which XLA does not survive."""
