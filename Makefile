@@ -18,7 +18,7 @@ demo: install ## train a platoon of eight vehicles, evaluate and plot it (about 
 	$(BIN)/khop train platoon-catchup dppo
 
 test: install-dev ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install-dev ## check style and formatting
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """How fast does it train, and how long until the first iteration?
 
-Prints a table: steps per second after compilation, the median of several repetitions, at the network sizes and
-gradient work of the published implementation and at khop's defaults, and the time from an empty process to the first
-finished iteration.
+Prints steps per second after compilation, the median of several repetitions, at the network sizes and gradient work of
+the published implementation and at khop's defaults; the time from an empty process to the first finished iteration; and
+where the time of an iteration with learned models goes.
 
     .venv/bin/python benchmarks/platoon_speed.py
 """
@@ -16,9 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
@@ -78,6 +81,39 @@ def seconds_to_first_iteration(repetitions: int = 3) -> float:
     return statistics.median(found)
 
 
+def seconds_of(program: Callable, *arguments: object, repetitions: int = 5) -> float:
+    """Median of a call once compiled."""
+    jax.block_until_ready(program(*arguments))
+    found = []
+    for _ in range(repetitions):
+        started = time.perf_counter()
+        jax.block_until_ready(program(*arguments))
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)
+
+
+def seconds_with_models() -> dict[str, float]:
+    """Parts of an iteration of mdpo whose models are trusted; the rounds of imagining and learning together."""
+    training = Training(khop.make("platoon-catchup"), METHODS["mdpo"], steps=10**9)
+    state = eqx.filter_jit(training.init)(jax.random.PRNGKey(0))
+    world, options, learner = training.learned, training.method.imagination, training.method.learner
+    assert world is not None
+    assert options is not None
+    key = jax.random.key(1)
+    collect, fit = eqx.filter_jit(training.collect), eqx.filter_jit(world.fit)
+    imagine, learn = eqx.filter_jit(world.rollout), eqx.filter_jit(learner.update)
+    _, fresh = collect(state)
+    learned, _ = fit(key, state.learned, fresh)
+    learned = eqx.tree_at(lambda s: s.error, learned, jnp.zeros_like(learned.error))  # trusted for whole branches
+    imagined = imagine(key, learned, state.learner.actors)
+    return {
+        "collect": seconds_of(collect, state),
+        "fit": seconds_of(fit, key, learned, fresh),
+        "imagine": options.rounds * seconds_of(imagine, key, learned, state.learner.actors),
+        "learn": options.rounds * seconds_of(learn, key, state.learner, imagined, jnp.ones(())),
+    }
+
+
 def main() -> None:
     table = Table("setting", "env-steps/s", "agent-steps/s", "÷ published", title=f"{os.cpu_count()} cores")
     for name, method in SETTINGS.items():
@@ -86,6 +122,8 @@ def main() -> None:
     console = Console()
     console.print(table)
     console.print(f"khop train to first finished iteration: {seconds_to_first_iteration():.1f} s")
+    parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in seconds_with_models().items())
+    console.print(f"an iteration of mdpo, {METHODS['mdpo'].rollout} real steps: {parts}")
 
 
 if __name__ == "__main__":
