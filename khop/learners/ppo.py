@@ -87,13 +87,13 @@ class Samples(NamedTuple):
 class PPO:
     """Options of the learner."""
 
-    actor_learning_rate: float = 1e-3
+    actor_learning_rate: float = 1.8e-3
     """Adam's step size for the policies."""
-    critic_learning_rate: float = 2e-3
+    critic_learning_rate: float = 3e-3
     """Adam's step size for the values."""
-    epochs: int = 6
+    epochs: int = 5
     """Passes over each batch."""
-    minibatches: int = 24
+    minibatches: int = 20
     """Gradient steps in a pass."""
     discount: float = 0.99
     """γ."""
@@ -101,7 +101,7 @@ class PPO:
     """λ of the generalised advantages."""
     clip: float = 0.2
     """ε, how far a probability ratio may pay off."""
-    entropy: float = 0.006
+    entropy: float = 0.004
     """Weight of the entropy bonus."""
     target_kl: float = 0.02
     """An agent's policy stands still for the rest of a batch once its KL exceeds this."""
