@@ -101,7 +101,7 @@ class PPO:
     """λ of the generalised advantages."""
     clip: float = 0.2
     """ε, how far a probability ratio may pay off."""
-    entropy: float = 0.005
+    entropy: float = 0.004
     """Weight of the entropy bonus."""
     target_kl: float = 0.02
     """An agent's policy stands still for the rest of a batch once its KL exceeds this."""
