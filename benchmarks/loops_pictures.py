@@ -8,6 +8,7 @@ docs/results/figure_eight.png and docs/results/loops.gif.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import equinox as eqx
@@ -26,6 +27,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     ring, alone, eight = khop.make("ring"), khop.make("ring", controlled=1), khop.make("figure-eight")
     shown = {name: alone.baseline(name) for name in ("all-human", "follower-stopper", "pi-saturation")}
     print(episode_figure(alone, shown, 0, RESULTS / "ring.png"))

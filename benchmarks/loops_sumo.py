@@ -9,6 +9,7 @@ draws docs/results/loops_sumo.png. Needs the extra ``traffic``.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 from pathlib import Path
@@ -145,6 +146,7 @@ def draw(rows: list[dict[str, object]], kept: dict[str, tuple[Driven, Driven]]) 
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows, kept = measured()
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with RESULTS.open("w", newline="") as file:

@@ -9,6 +9,7 @@ where the time of an iteration with learned models goes.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import statistics
@@ -115,6 +116,7 @@ def seconds_with_models() -> dict[str, float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     table = Table("setting", "env-steps/s", "agent-steps/s", "÷ published", title=f"{os.cpu_count()} cores")
     for name, method in SETTINGS.items():
         rate = steps_per_second(method)

@@ -8,6 +8,7 @@ agent-steps per second of training with the defaults; medians of several repetit
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import time
@@ -71,6 +72,7 @@ def training(method: str, iterations: int = 4) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     load = os.getloadavg()[0]
     table = Table("what", "per second", title=f"{os.cpu_count()} cores, load before {load:.1f}")
     for controlled in (22, 1):

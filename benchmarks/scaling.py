@@ -8,6 +8,7 @@ writes docs/results/scaling.csv and draws docs/results/scaling.png from it.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import statistics
@@ -67,6 +68,7 @@ def draw(file: Path) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = []
     for vehicles in SIZES:
         rows.append(measured(vehicles))
