@@ -18,6 +18,7 @@ from khop.hosts.system import HostedSystem
 from khop.learners.ppo import LearnerState
 from khop.learners.recurrent import RecurrentPPO, RecurrentState
 from khop.methods import Method
+from khop.sharding import everywhere, mesh
 from khop.system import System
 from khop.trajectory import Trajectory
 from khop.worlds.hosted import HostedState, HostedWorld
@@ -150,7 +151,7 @@ class Training:
         metrics["lost"] = fresh.lost.any(-1).mean()
         metrics |= self.real.log(real)
         metrics["parameter_norm"] = optax.tree.norm(eqx.filter(learner.networks, eqx.is_inexact_array))
-        return TrainingState(key, state.iteration + 1, real, learned, learner), metrics
+        return self.placed(TrainingState(key, state.iteration + 1, real, learned, learner)), metrics
 
     def practise(
         self,
@@ -203,7 +204,11 @@ class Training:
     def init_seeds(self, seeds: list[int]) -> TrainingState:
         """One independent state per seed, stacked."""
         keys = jnp.stack([jax.random.PRNGKey(seed) for seed in seeds])  # plain arrays, which a file can hold
-        return eqx.filter_jit(eqx.filter_vmap(self.init))(keys)
+        return self.placed(eqx.filter_jit(eqx.filter_vmap(self.init))(keys))
+
+    def placed(self, state: TrainingState) -> TrainingState:
+        """The state on every device, as an iteration leaves it: of any other, one more program would be compiled."""
+        return everywhere(state, mesh(self.system.spec.n))
 
     def compiled(self) -> Callable[[TrainingState], tuple[TrainingState, dict[str, Array]]]:
         """``iterate`` for stacked seeds, as one program.
@@ -225,7 +230,7 @@ class Training:
             in_turn = jax.default_backend() == "cpu" or self.method.influence is not None
             together = None if in_turn else len(state.iteration)
             arrays, metrics = jax.lax.map(one_seed, arrays, batch_size=together)
-            return eqx.combine(arrays, rest), metrics
+            return self.placed(eqx.combine(arrays, rest)), metrics
 
         return eqx.filter_jit(all_seeds)
 

@@ -1,6 +1,10 @@
 """Fixtures for every test; its presence also lets tests in subfolders import ``toys``."""
 
+import os
 from collections.abc import Iterator
+
+# Tests run side by side already, and a program for one device compiles faster.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
 
 import jax
 import pytest

@@ -25,6 +25,7 @@ from khop.agents.policies import Actors, Critics, seen
 from khop.agents.stacked import leading
 from khop.errors import InputError
 from khop.learners.losses import clipped_surrogate, divergence, squared_error, standardised
+from khop.sharding import everywhere, mesh, spread
 from khop.topology import Neighbourhood
 from khop.trajectory import Trajectory, generalised_advantages
 
@@ -147,6 +148,8 @@ class PPO:
         vigour = remaining if self.anneal else jnp.ones(())
         state, samples = self.prepare(state, trajectory)
         n, total = samples.log_prob.shape
+        samples = spread(samples, mesh(n), axis=0)  # from here on agents learn apart
+        state = everywhere(state, mesh(n)) if state.actors.networks.share else spread(state, mesh(n), axis=0)
         size = total // self.minibatches
 
         def epoch(carry: tuple, key: PRNGKeyArray) -> tuple[tuple, dict]:
@@ -206,12 +209,12 @@ class PPO:
 
     def improve(
         self, learning: Bool[Array, " n"], state: LearnerState, batch: Samples, vigour: Float[Array, ""]
-    ) -> tuple[Bool[Array, " n"], LearnerState, dict[str, Float[Array, ""]]]:
+    ) -> tuple[Bool[Array, " n"], LearnerState, dict[str, Float[Array, " n"]]]:
         """One gradient step on one minibatch; ``learning`` marks the agents whose KL stop has not fired."""
-        (actor_loss, (kl, entropy)), actor_gradient = eqx.filter_value_and_grad(self.actor_loss, has_aux=True)(
+        actor_gradient, (actor_loss, kl, entropy) = eqx.filter_grad(self.actor_loss, has_aux=True)(
             state.actors, batch, vigour * self.entropy
         )
-        critic_loss, critic_gradient = eqx.filter_value_and_grad(self.critic_loss)(state.critics, batch)
+        critic_gradient, critic_loss = eqx.filter_grad(self.critic_loss, has_aux=True)(state.critics, batch)
         learning = learning & (_agreed(kl, state.actors) < self.target_kl)
         actors, actor_moments = self.descend(
             state.actors, actor_gradient, state.actor_moments, vigour * self.actor_learning_rate, learning
@@ -223,26 +226,26 @@ class PPO:
             vigour * self.critic_learning_rate,
             jnp.ones_like(learning),
         )
-        metrics = {
-            "actor_loss": actor_loss / len(kl),
-            "critic_loss": critic_loss / len(kl),
-            "kl": kl.mean(),
-            "entropy": entropy.mean(),
-        }
+        metrics = {"actor_loss": actor_loss, "critic_loss": critic_loss, "kl": kl, "entropy": entropy}
         new = LearnerState(actors, critics, actor_moments, critic_moments, state.value_scale, state.feedback)
         return learning, new, metrics
 
-    def actor_loss(self, actors: Actors, batch: Samples, bonus: Float[Array, ""]) -> tuple[Array, tuple[Array, Array]]:
-        """Sum over agents of surrogate minus entropy bonus: the gradient of each agent is that of it alone."""
+    def actor_loss(
+        self, actors: Actors, batch: Samples, bonus: Float[Array, ""]
+    ) -> tuple[Array, tuple[Array, Array, Array]]:
+        """Sum over agents of surrogate minus entropy bonus, whose gradient for each agent is that of it alone; and each
+        agent's loss, divergence and entropy.
+        """
         distribution = actors.agents_first(batch.actor_input)
         log_prob = distribution.log_prob(batch.action)
         entropy = distribution.entropy().mean(-1)
         loss = clipped_surrogate(log_prob, batch.log_prob, batch.advantage, self.clip) - bonus * entropy
-        return loss.sum(), (divergence(log_prob, batch.log_prob), entropy)
+        return loss.sum(), (loss, divergence(log_prob, batch.log_prob), entropy)
 
-    def critic_loss(self, critics: Critics, batch: Samples) -> Array:
-        """Sum over agents of the value error."""
-        return squared_error(critics.agents_first(batch.critic_input), batch.target).sum()
+    def critic_loss(self, critics: Critics, batch: Samples) -> tuple[Array, Float[Array, " n"]]:
+        """Sum over agents of the value error, and each agent's."""
+        loss = squared_error(critics.agents_first(batch.critic_input), batch.target)
+        return loss.sum(), loss
 
     def descend(
         self, agents: Agents, gradient: Agents, moments: optax.OptState, rate: Array, learning: Bool[Array, " n"]

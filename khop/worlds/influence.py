@@ -26,7 +26,7 @@ from khop.agents.policies import Actors
 from khop.agents.recurrent import RecurrentActors, forgotten
 from khop.agents.stacked import mlp
 from khop.errors import InputError
-from khop.sharding import each_agent, spread
+from khop.sharding import each_agent, mesh, spread
 from khop.system import Regions, System
 from khop.trajectory import Trajectory
 
@@ -200,9 +200,12 @@ class InfluenceWorld(eqx.Module):
             )
             return following, moment
 
-        actors = eqx.tree_at(lambda a: a.networks, actors, spread(actors.networks, n, axis=0))
-        simulators = {name: spread(getattr(state, name), n, axis=1) for name in ("regions", "history", "obs", "carry")}
-        state = dataclasses.replace(state, predictors=spread(state.predictors, n, axis=0), **simulators)
+        devices = mesh(n)
+        actors = eqx.tree_at(lambda a: a.networks, actors, spread(actors.networks, devices, axis=0))
+        simulators = {
+            name: spread(getattr(state, name), devices, axis=1) for name in ("regions", "history", "obs", "carry")
+        }
+        state = dataclasses.replace(state, predictors=spread(state.predictors, devices, axis=0), **simulators)
         return jax.lax.scan(act, state, jax.random.split(key, steps))
 
     def _reset(self, key: PRNGKeyArray) -> tuple[PyTree, Float[Array, "B n d"]]:

@@ -26,6 +26,7 @@ from khop.agents.dynamics import LocalModels, Outcome, Scales, symexp, symlog
 from khop.agents.policies import Actors
 from khop.agents.stacked import leading
 from khop.errors import InputError
+from khop.sharding import everywhere, mesh, spread
 from khop.system import System
 from khop.topology import Kappa, Neighbourhood
 from khop.trajectory import Trajectory
@@ -60,11 +61,11 @@ class Imagination:
     """Windows in a gradient step of each model."""
     model_learning_rate: float = 3e-3
     """Adam's step size for the models."""
-    fit_rounds: int = 8
+    fit_rounds: int = 5
     """At most so many rounds of 25 gradient steps after each batch of real experience."""
     branch_length: int = 100
     """T, the most steps of an imagined rollout."""
-    branches: int = 65
+    branches: int = 60
     """Imagined rollouts side by side; a multiple of the ensemble."""
     rounds: int = 30
     """Imagined batches between two real ones."""
@@ -150,7 +151,10 @@ class LearnedWorld(eqx.Module):
         scales = measured(memory)
         held_out_key, learn_key, error_key = jax.random.split(key, 3)
         held_out = memory.windows(held_out_key, HELD_OUT_WINDOWS, self.options.window, held_out=True)
-        models, moments, rounds = self._learn(learn_key, memory, scales, held_out, state.models, state.moments)
+        devices = mesh(self.system.spec.n)  # each learns the models of its share of the agents
+        start = spread((state.models, state.moments), devices, axis=1)
+        models, moments, rounds = self._learn(learn_key, memory, scales, held_out, *start)
+        models, moments = everywhere((models, moments), devices)
         near_key, far_key = jax.random.split(error_key)
         near = self._errors(near_key, memory, scales, models, self.options.branch_length)
         far = self._errors(far_key, memory, scales, models, min(LONGEST, self.steps - 1))
@@ -314,23 +318,25 @@ class LearnedWorld(eqx.Module):
         """
         options, members = self.options, self.options.ensemble
         trusted = jnp.maximum(state.trusted(options.gate, options.branch_length), 1)
+        shape = (options.branches // members, members)
+        devices = mesh(self.system.spec.n)  # each imagines its share of the branches
+        state, actors = everywhere(state, devices), everywhere(actors, devices)
 
-        def branch_off(key: PRNGKeyArray) -> Float[Array, "B n d"]:
-            return state.memory.states(key, options.branches)
+        def branch_off(key: PRNGKeyArray) -> Float[Array, "R m n d"]:
+            return spread(state.memory.states(key, shape), devices, axis=0)
 
         def imagine(moment: tuple, key: PRNGKeyArray) -> tuple[tuple, Trajectory]:
             obs, age = moment
             action_key, branch_key = jax.random.split(key)
             _, distribution = actors((), obs)
             action = distribution.sample(action_key)
-            by_member = jax.tree.map(lambda x: x.reshape(members, -1, *x.shape[1:]), (obs, action))
-            foreseen = eqx.filter_vmap(self._foresee, in_axes=(eqx.if_array(0), None, 0, 0))(
-                state.models, state.scales, *by_member
+            foreseen = eqx.filter_vmap(self._foresee, in_axes=(eqx.if_array(0), None, 1, 1), out_axes=1)(
+                state.models, state.scales, obs, action
             )
-            next_obs, reward, terminated, lost = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), foreseen)
+            next_obs, reward, terminated, lost = spread(foreseen, devices, axis=0)
             if options.model_reward == "known":
-                reward = jax.vmap(known_reward(self.system))(obs, action, next_obs)
-            truncated = (age + 1 >= trusted) | jnp.any(terminated | lost, -1)
+                reward = jax.vmap(jax.vmap(known_reward(self.system)))(obs, action, next_obs)
+            truncated = (age + 1 >= trusted) | jnp.any(terminated | lost, -1)  # R, m
             step = Trajectory(
                 obs=obs,
                 action=action,
@@ -342,12 +348,13 @@ class LearnedWorld(eqx.Module):
                 next_obs=next_obs,
                 carry=(),
             )
-            obs = jnp.where(truncated[:, None, None], branch_off(branch_key), next_obs)
+            obs = jnp.where(truncated[..., None, None], branch_off(branch_key), next_obs)
             return (obs, jnp.where(truncated, 0, age + 1)), step
 
         start_key, key = jax.random.split(key)
-        start = (branch_off(start_key), jnp.zeros(options.branches, int))
-        return jax.lax.scan(imagine, start, jax.random.split(key, options.branch_length))[1]
+        start = (branch_off(start_key), jnp.zeros(shape, int))
+        imagined = jax.lax.scan(imagine, start, jax.random.split(key, options.branch_length))[1]
+        return jax.tree.map(lambda leaf: leaf.reshape(len(leaf), options.branches, *leaf.shape[3:]), imagined)
 
     def _foresee(
         self, models: LocalModels, scales: Scales, obs: Float[Array, "B n d"], action: Array

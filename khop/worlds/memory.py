@@ -83,11 +83,11 @@ class Memory(eqx.Module):
         moments = jax.tree.map(lambda kept, new: kept.at[slots].set(new), self.moments, fresh)
         return Memory(moments, self.added + len(slots))
 
-    def states(self, key: PRNGKeyArray, count: int) -> Float[Array, "S n d"]:
+    def states(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "*shape n d"]:
         """Observations drawn from all that is kept."""
         segment_key, step_key = jax.random.split(key)
-        segment = jax.random.randint(segment_key, (count,), 0, jnp.maximum(self.filled, 1))
-        return self.moments.obs[segment, jax.random.randint(step_key, (count,), 0, self.steps)]
+        segment = jax.random.randint(segment_key, shape, 0, jnp.maximum(self.filled, 1))
+        return self.moments.obs[segment, jax.random.randint(step_key, shape, 0, self.steps)]
 
     def windows(self, key: PRNGKeyArray, count: int, length: int, held_out: bool) -> Windows:
         """Stretches of ``length`` steps drawn from the held-out segments or from all others."""

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from khop.agents.policies import Actors
 from khop.agents.recurrent import RecurrentActors, forgotten
+from khop.sharding import everywhere, mesh, spread
 from khop.system import System, step_and_reset
 from khop.trajectory import Trajectory
 
@@ -82,4 +83,7 @@ class RealWorld(eqx.Module):
             carry = forgotten(carry, moment.ended)
             return RealState(system_state, obs, carry, state.first_cut - 1), moment
 
-        return jax.lax.scan(act, state, jax.random.split(key, steps))
+        devices = mesh(self.system.spec.n)
+        state, actors = spread(state, devices, axis=0), everywhere(actors, devices)
+        state, trajectory = jax.lax.scan(act, state, jax.random.split(key, steps))
+        return state, spread(trajectory, devices, axis=1)
