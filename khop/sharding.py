@@ -24,7 +24,7 @@ AXIS = "agents"
 def every_core_a_device() -> None:
     """Let JAX see as many CPU devices as this process may use cores, unless that has been decided otherwise."""
     by_flag = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not by_flag and jax.config.read("jax_num_cpu_devices") < 1:
+    if not by_flag and jax.config.values["jax_num_cpu_devices"] < 1:
         with contextlib.suppress(RuntimeError):  # JAX is in use already: it stays as it is
             jax.config.update("jax_num_cpu_devices", usable_cores())
 
