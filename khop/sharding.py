@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
@@ -68,6 +69,7 @@ def each_agent(function: Callable, arguments: PyTree) -> PyTree:
     """``function`` of every agent's slice of the arguments, whose leaves lead with n.
 
     On a CPU a device's agents take turns, which keeps one agent's weights in the cache; elsewhere they go side by side.
+    Agents that no number of devices shares evenly are joined by copies of the first ones, whose results are dropped.
     """
 
     def in_turn(arguments: PyTree) -> PyTree:
@@ -75,11 +77,15 @@ def each_agent(function: Callable, arguments: PyTree) -> PyTree:
             return jax.lax.map(function, arguments)
         return jax.vmap(function)(arguments)
 
-    devices = mesh(len(jax.tree.leaves(arguments)[0]))
-    if devices is None:
+    n = len(jax.tree.leaves(arguments)[0])
+    devices = mesh(n) or Mesh(np.array(jax.devices()[:n]), AXIS)
+    if devices.size == 1:
         return in_turn(arguments)
+    missing = -n % devices.size
+    filled = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:missing]]) if missing else leaf, arguments)
     apart = PartitionSpec(AXIS)
-    return jax.shard_map(in_turn, mesh=devices, in_specs=apart, out_specs=apart, check_vma=False)(arguments)
+    found = jax.shard_map(in_turn, mesh=devices, in_specs=apart, out_specs=apart, check_vma=False)(filled)
+    return jax.tree.map(lambda leaf: leaf[:n], found) if missing else found
 
 
 every_core_a_device()

@@ -64,23 +64,25 @@ def test_four_devices_train_as_one_does(method: str) -> None:
 
 DEVICES = """
 import jax, jax.numpy as jnp, khop
-from khop.sharding import everywhere, mesh, spread
+from khop.sharding import each_agent, everywhere, mesh, spread
 
 tree = {"agents": jnp.arange(12.0).reshape(6, 2), "five": jnp.zeros(5), "one": jnp.zeros(())}
 apart = jax.jit(lambda tree: spread(tree, mesh(6), axis=0))(tree)
 print([mesh(n) and mesh(n).size for n in (1, 2, 5, 6, 7, 8)])
 print({name: leaf.addressable_shards[0].data.shape for name, leaf in apart.items()})
 print({name: leaf.addressable_shards[0].data.shape for name, leaf in everywhere(apart, mesh(6)).items()})
+print([each_agent(lambda x: x + 1, jnp.arange(n)).tolist() == list(range(1, n + 1)) for n in (1, 3, 4, 6, 7)])
 """
 
 
 def test_what_is_spread_lies_in_parts_and_what_cannot_be_lies_everywhere() -> None:
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", DEVICES], env=environment, capture_output=True, text=True, check=True)
-    sizes, parts, whole = done.stdout.splitlines()
+    sizes, parts, whole, each = done.stdout.splitlines()
     assert sizes == "[None, 2, None, 3, None, 4]"
     assert parts == "{'agents': (2, 2), 'five': (5,), 'one': ()}"
     assert whole == "{'agents': (6, 2), 'five': (5,), 'one': ()}"
+    assert each == "[True, True, True, True, True]"
 
 
 def test_every_core_is_a_device_unless_the_user_decided() -> None:

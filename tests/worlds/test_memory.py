@@ -95,6 +95,6 @@ def test_the_oldest_segments_are_overwritten() -> None:
 
 def test_branches_start_anywhere_in_what_is_kept_and_nowhere_else() -> None:
     states = filled(4).states(jax.random.key(2), (40, 50))
-    assert states.shape == (40, 50, 2, 3)
+    assert states.shape == (40, 50, 3, 2)
     states = np.asarray(states[..., 0, 0]).ravel()
     assert set(states) == {100 * segment + step for segment in range(4) for step in range(STEPS)}
