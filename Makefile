@@ -14,7 +14,7 @@ install: $(VENV)/.core ## install khop into .venv
 
 install-dev: $(VENV)/.dev ## install khop with every extra and the development tools
 
-demo: install ## train a platoon of eight vehicles, evaluate and plot it (about two minutes)
+demo: install ## train a platoon of eight vehicles on little real experience, evaluate and plot it
 	$(BIN)/khop train platoon-catchup dppo
 
 test: install-dev ## run the tests
