@@ -32,7 +32,7 @@ class Method:
     """One set of weights for all agents, which suits agents that are alike."""
     recurrent: int = 0
     """Width of a recurrent layer (GRU) before the hidden ones, which policy and value then share; 0: none."""
-    environments: int = 8
+    environments: int = 16
     """Copies of the system that run side by side; fewer where experience comes in whole episodes only."""
     rollout: int = 128
     """Steps in each copy between two updates; rounded up to whole episodes where a system wants that."""
@@ -134,7 +134,6 @@ WITH_MEMORY = Method(  # the networks of Suau et al. (2022), their learner on ba
     kappa_critic=0,
     recurrent=256,
     hidden=(128,),
-    environments=16,
     learner=PPO(
         actor_learning_rate=1e-3, epochs=3, minibatches=4, clip=0.2, target_kl=1e6, max_gradient_norm=10.0, sequence=8
     ),

@@ -94,7 +94,7 @@ class PPO:
     """Adam's step size for the values."""
     epochs: int = 5
     """Passes over each batch."""
-    minibatches: int = 10
+    minibatches: int = 20
     """Gradient steps in a pass."""
     discount: float = 0.99
     """γ."""
