@@ -148,8 +148,10 @@ class PPO:
         vigour = remaining if self.anneal else jnp.ones(())
         state, samples = self.prepare(state, trajectory)
         n, total = samples.log_prob.shape
-        samples = spread(samples, mesh(n), axis=0)  # from here on agents learn apart
-        state = everywhere(state, mesh(n)) if state.actors.networks.share else spread(state, mesh(n), axis=0)
+        if state.actors.networks.share:  # apart they would have to agree on every gradient step
+            state, samples = everywhere((state, samples), mesh(n))
+        else:
+            state, samples = spread((state, samples), mesh(n), axis=0)
         size = total // self.minibatches
 
         def epoch(carry: tuple, key: PRNGKeyArray) -> tuple[tuple, dict]:
