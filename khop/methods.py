@@ -107,7 +107,7 @@ class Method:
         if learner.reward_limit is None:
             learner = dataclasses.replace(learner, reward_limit=spec.reward_limit)
         environments, rollout = self.environments, self.rollout
-        if spec.whole_episodes and rollout % spec.horizon:  # about as large a batch, in whole episodes
+        if spec.whole_episodes and rollout % spec.horizon:  # at least as large a batch, in whole episodes
             rollout = -(-self.rollout // spec.horizon) * spec.horizon
             environments = -(-self.environments * self.rollout // rollout)
         return dataclasses.replace(

@@ -1,7 +1,7 @@
 """Work spread over the devices there are; on a CPU every core counts as one. Results are the same on any number.
 
-XLA hardly shares the small matrix products of many agents among the cores of a CPU, while two devices with half of the
-agents each take little more than half the time.
+XLA hardly shares the small matrix products of many agents among the cores of a CPU; two devices with half of the agents
+each do use them.
 """
 
 from __future__ import annotations
