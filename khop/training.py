@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from khop.agents.policies import Actors, Critics
 from khop.agents.recurrent import RecurrentActors
 from khop.hosts.system import HostedSystem
-from khop.learners.ppo import LearnerState
+from khop.learners.ppo import METRICS, LearnerState, Samples
 from khop.learners.recurrent import RecurrentPPO, RecurrentState
 from khop.methods import Method
 from khop.sharding import everywhere, mesh
@@ -165,33 +165,36 @@ class Training:
 
         While the models are not to be trusted there is a single round, on the real batch.
         """
-        world, options = self.learned, self.method.imagination
+        world, options, improve = self.learned, self.method.imagination, self.method.learner
         assert world is not None
         assert options is not None
         trusted = learned.trusted(options.gate, options.branch_length)
         rounds = jnp.where(trusted > 0, options.rounds, 1)
         dynamic, static = eqx.partition(learner, eqx.is_array)
 
-        def learn(key: PRNGKeyArray, dynamic: LearnerState, batch: Trajectory) -> tuple[LearnerState, dict]:
-            learner, metrics = self.method.learner.update(key, eqx.combine(dynamic, static), batch, remaining)
-            return eqx.filter(learner, eqx.is_array), metrics
+        most = max(options.branches * options.branch_length, fresh.reward[..., 0].size)
 
-        def on_imagined(key: PRNGKeyArray, dynamic: LearnerState) -> tuple[LearnerState, dict]:
-            imagine_key, learn_key = jax.random.split(key)
-            return learn(learn_key, dynamic, world.rollout(imagine_key, learned, eqx.combine(dynamic, static).actors))
+        def prepared(learner: LearnerState, batch: Trajectory) -> tuple[LearnerState, Samples]:
+            learner, samples = improve.prepare(learner, batch)
+            return eqx.filter(learner, eqx.is_array), samples.repeated(most)  # learning is compiled for one size
 
-        def on_real(key: PRNGKeyArray, dynamic: LearnerState) -> tuple[LearnerState, dict]:
-            return learn(key, dynamic, fresh)
+        def from_imagined(key: PRNGKeyArray, dynamic: LearnerState) -> tuple[LearnerState, Samples]:
+            learner = eqx.combine(dynamic, static)
+            return prepared(learner, world.rollout(key, learned, learner.actors))
+
+        def from_real(_: PRNGKeyArray, dynamic: LearnerState) -> tuple[LearnerState, Samples]:
+            return prepared(eqx.combine(dynamic, static), fresh)
 
         def one_round(index: Int[Array, ""], carry: tuple) -> tuple:
             dynamic, sums, imagined = carry
-            coin_key, learn_key = jax.random.split(jax.random.fold_in(key, index))
+            coin_key, imagine_key, learn_key = jax.random.split(jax.random.fold_in(key, index), 3)
             imagine = (trusted > 0) & jax.random.bernoulli(coin_key, options.imagined_share)
-            dynamic, metrics = jax.lax.cond(imagine, on_imagined, on_real, learn_key, dynamic)
-            return dynamic, jax.tree.map(jnp.add, sums, metrics), imagined + imagine
+            dynamic, samples = jax.lax.cond(imagine, from_imagined, from_real, imagine_key, dynamic)
+            learner, metrics = improve.learn(learn_key, eqx.combine(dynamic, static), samples, remaining)
+            return eqx.filter(learner, eqx.is_array), jax.tree.map(jnp.add, sums, metrics), imagined + imagine
 
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(on_real, key, dynamic)[1])
-        dynamic, sums, imagined = jax.lax.fori_loop(0, rounds, one_round, (dynamic, zeros, jnp.zeros((), int)))
+        sums = dict.fromkeys(METRICS, jnp.zeros(()))
+        dynamic, sums, imagined = jax.lax.fori_loop(0, rounds, one_round, (dynamic, sums, jnp.zeros((), int)))
         metrics = {name: total / rounds for name, total in sums.items()}
         gradient_steps = rounds * self.method.learner.epochs * self.method.learner.minibatches
         metrics |= {

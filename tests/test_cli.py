@@ -13,9 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from toys import TOYS
 
 import khop
@@ -28,25 +26,6 @@ SIZES = ["--vehicles", "3", "--horizon", "50", "--hidden", "8", "--environments"
 TRAIN = ["train", "platoon-catchup", "dppo", *SIZES, "--minibatches", "2", "--episodes", "2", "--steps", "2560"]
 ITERATION, LAST = 128, 2560  # environment steps; each iteration ends in an evaluation and a checkpoint
 METRIC_NAMES = {"return", "collision_rate", "headway_rmse", "speed_rmse", "settling_time"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Each program is compiled once for all runs and processes (but for one, which must not matter)."""
-    cache = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in cache}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in cache.items():
-            patch.setenv(name.upper(), str(value))
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True)

@@ -83,6 +83,11 @@ class Samples(NamedTuple):
     advantage: Float[Array, "n S"]
     target: Float[Array, "n S"]
 
+    def repeated(self, total: int) -> Samples:
+        """The same moments over and over, ``total`` in all."""
+        size = self.log_prob.shape[1]
+        return self if size == total else jax.tree.map(lambda leaf: leaf[:, jnp.arange(total) % size], self)
+
 
 @dataclasses.dataclass(frozen=True)
 class PPO:
@@ -137,7 +142,7 @@ class PPO:
     def update(
         self, key: PRNGKeyArray, state: LearnerState, trajectory: Trajectory, remaining: Float[Array, ""]
     ) -> tuple[LearnerState, dict[str, Float[Array, ""]]]:
-        """Improve policies and values on one batch of experience, real or imagined.
+        """Improve policies and values on one batch of experience.
 
         Args:
             key: for the order of the minibatches.
@@ -145,8 +150,13 @@ class PPO:
             trajectory: the batch.
             remaining: share of the budget that is still ahead, from 1 to 0.
         """
+        return self.learn(key, *self.prepare(state, trajectory), remaining)
+
+    def learn(
+        self, key: PRNGKeyArray, state: LearnerState, samples: Samples, remaining: Float[Array, ""]
+    ) -> tuple[LearnerState, dict[str, Float[Array, ""]]]:
+        """Gradient steps on the minibatches of a prepared batch, pass after pass."""
         vigour = remaining if self.anneal else jnp.ones(())
-        state, samples = self.prepare(state, trajectory)
         n, total = samples.log_prob.shape
         if state.actors.networks.share:  # apart they would have to agree on every gradient step
             state, samples = everywhere((state, samples), mesh(n))
@@ -274,6 +284,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "sequence": (1, 1e6),
     "max_gradient_norm": (0, 1e30),
 }
+METRICS = ("actor_loss", "critic_loss", "kl", "entropy", "stopped", "value_scale")
 ADAM = optax.scale_by_adam(eps=1e-5)
 SCALE_MEMORY = 0.8  # per batch; the scale must follow when agents stop failing and values shrink a thousandfold
 

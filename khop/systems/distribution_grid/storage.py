@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from khop.cache import cache_folder
 from khop.systems.distribution_grid.grid import Grid
 from khop.systems.distribution_grid.profiles import Profiles
 
@@ -19,15 +20,9 @@ HASH = "sha256"
 Data = tuple[Grid, Profiles]
 
 
-def folder() -> Path:
-    """Where files are kept: $KHOP_CACHE, or khop in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("KHOP_CACHE") or Path(cache) / "khop") / "grids"
-
-
 def stored(name: str, build: Callable[[], Data]) -> Data:
     """What ``build`` makes, built once and read from its file ever after; a damaged file is built anew."""
-    file = folder() / f"{name}.npz"
+    file = cache_folder("grids") / f"{name}.npz"
     found = _read(file)
     if found is None:
         found = build()

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from khop.cache import cache_folder
 from khop.errors import InputError
 
 HOW_TO_INSTALL = "install it with pip install 'khop[traffic]'"
@@ -68,7 +69,7 @@ def generated(name: str, recipe: str, build: Callable[[Path], None]) -> Path:
         build: writes the files into the folder it is given.
     """
     digest = hashlib.sha256(f"{recipe} sumo {importlib.metadata.version('libsumo')}".encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "khop" / "traffic"
+    cache = cache_folder("traffic")
     folder = cache / f"{name}-{digest}"
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)

@@ -136,7 +136,7 @@ def comparable(file: Path) -> list[str]:
 def test_a_city_is_irregular_and_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = []
     for cache in ("one", "two"):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+        monkeypatch.setenv("KHOP_CACHE", str(tmp_path / cache))
         city.files.cache_clear()
         system = khop.make("traffic-city", lights=20, vehicles=300)
         texts += [comparable(file) for file in (system.plan.net, *system.plan.routes)]
