@@ -32,9 +32,12 @@ class Method:
     """One set of weights for all agents, which suits agents that are alike."""
     recurrent: int = 0
     """Width of a recurrent layer (GRU) before the hidden ones, which policy and value then share; 0: none."""
-    environments: int = 16
+    pass_memory: bool = False
+    """A single memory that agents, who share weights, read and leave to the next one in turn; no way to act alone, but
+    what the published baseline of local simulators does by accident."""
+    environments: int = 32
     """Copies of the system that run side by side; fewer where experience comes in whole episodes only."""
-    rollout: int = 128
+    rollout: int = 64
     """Steps in each copy between two updates; rounded up to whole episodes where a system wants that."""
     graph: Literal["topology", "non-adjacent"] = "topology"
     """Whom agents hear: their neighbours, or strangers half the system away (a control experiment)."""
@@ -64,6 +67,10 @@ class Method:
             raise InputError(
                 f"{self.learner.minibatches} minibatches of sequences of {self.learner.sequence} steps do not fit a "
                 f"batch of {self.environments} environments × {self.rollout} steps: lower minibatches."
+            )
+        if self.pass_memory and not (self.recurrent and self.share and self.influence is None):
+            raise InputError(
+                "Agents can pass memory on if they have memory, share weights and act in the whole system."
             )
         if self.recurrent and self.imagination is not None:
             raise InputError("Agents with memory cannot practise in learned models: set recurrent to 0.")
@@ -134,6 +141,8 @@ WITH_MEMORY = Method(  # the networks of Suau et al. (2022), their learner on ba
     kappa_critic=0,
     recurrent=256,
     hidden=(128,),
+    environments=16,
+    rollout=128,
     learner=PPO(
         actor_learning_rate=1e-3, epochs=3, minibatches=4, clip=0.2, target_kl=1e6, max_gradient_norm=10.0, sequence=8
     ),

@@ -103,7 +103,9 @@ class Training:
         over = feedback.neighbourhood(kappa_critic)
         learner: LearnerState | RecurrentState
         if method.recurrent:
-            remembering = RecurrentActors(spec, acting, method.recurrent, method.hidden, method.share, key=actor_key)
+            remembering = RecurrentActors(
+                spec, acting, method.recurrent, method.hidden, method.share, method.pass_memory, key=actor_key
+            )
             learner = RecurrentPPO(method.learner).init(remembering, over)
         else:
             actors = Actors(spec, acting, method.hidden, method.share, key=actor_key)

@@ -42,6 +42,10 @@ class Actors(eqx.Module):
         """The memory of B fresh environments: none."""
         return ()
 
+    def read(self, before: PyTree, after: PyTree) -> PyTree:
+        """The memories that agents acted on: none."""
+        return before
+
     def __call__(self, carry: PyTree, obs: Float[Array, "*batch n d"]) -> tuple[PyTree, Distribution]:
         """Every agent's distribution over its own actions."""
         return carry, self._distribution(self.networks(seen(self.neighbourhood, obs)), lambda bound: bound)

@@ -48,13 +48,15 @@ class RecurrentNetwork(eqx.Module):
 class RecurrentActors(eqx.Module):
     """Every agent's policy π_i(a_i | h_i, o_j, j within κ hops of i) and its value; h_i is its own memory.
 
-    Parameters lead with n, or with 1 where agents ``share`` them.
+    Parameters lead with n, or with 1 where agents ``share`` them. With ``pass_memory`` there is a single memory, which
+    agents read and leave to the next one in turn: what the published baseline does by accident.
     """
 
     networks: RecurrentNetwork
     neighbourhood: Neighbourhood = eqx.field(static=True)
     action: DiscreteActions | ContinuousActions = eqx.field(static=True)
     share: bool = eqx.field(static=True)
+    pass_memory: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -63,6 +65,7 @@ class RecurrentActors(eqx.Module):
         memory: int,
         hidden: tuple[int, ...],
         share: bool,
+        pass_memory: bool = False,
         *,
         key: PRNGKeyArray,
     ):
@@ -72,7 +75,7 @@ class RecurrentActors(eqx.Module):
             lambda key: RecurrentNetwork(inputs, memory, hidden, outputs, spreads, key=key)
         )(jax.random.split(key, 1 if share else spec.n))
         self.neighbourhood, self.action = neighbourhood, spec.action
-        self.share = share
+        self.share, self.pass_memory = share, pass_memory
 
     def initial(self, batch: int) -> Float[Array, "B n h"]:
         """The empty memory of B fresh environments."""
@@ -82,7 +85,8 @@ class RecurrentActors(eqx.Module):
         self, carry: Float[Array, "*batch n h"], obs: Float[Array, "*batch n d"]
     ) -> tuple[Float[Array, "*batch n h"], Distribution]:
         """The next memories, and every agent's distribution over its own actions."""
-        carry, output, _ = self.apply(carry, seen(self.neighbourhood, obs))
+        act = self.in_turn if self.pass_memory else self.apply
+        carry, output, _ = act(carry, seen(self.neighbourhood, obs))
         return carry, distribution(limits_of(self.action), output, self.networks.log_scale)
 
     def apply(
@@ -96,6 +100,26 @@ class RecurrentActors(eqx.Module):
         found = eqx.filter_vmap(lambda network, memory, inputs: jax.vmap(network)(memory, inputs))(self.networks, *rows)
         found = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(n, -1, *x.shape[2:]), 0, 1), found)
         return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), found)
+
+    def in_turn(
+        self, left: Float[Array, "*batch n h"], inputs: Float[Array, "*batch n f"]
+    ) -> tuple[Float[Array, "*batch n h"], Float[Array, "*batch n g"], Float[Array, "*batch n"]]:
+        """As ``apply``, every agent on the memory that the one before it leaves, the first on what the last left."""
+
+        def one_agent(memory: Float[Array, "N h"], inputs: Float[Array, "N f"]) -> tuple[Array, tuple]:
+            found = jax.vmap(network)(memory, inputs)
+            return found[0], found
+
+        network = jax.tree.map(lambda leaf: leaf[0] if eqx.is_array(leaf) else leaf, self.networks)
+        *batch, n, _ = inputs.shape
+        agents_first = jnp.moveaxis(inputs.reshape(-1, *inputs.shape[-2:]), 1, 0)
+        start = left[..., -1, :].reshape(-1, left.shape[-1])
+        found = jax.lax.scan(one_agent, start, agents_first)[1]
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(*batch, n, *x.shape[2:]), found)
+
+    def read(self, before: Float[Array, "*batch n h"], after: Float[Array, "*batch n h"]) -> Float[Array, "*batch n h"]:
+        """The memories that agents acted on, given what all had left before and after they acted."""
+        return jnp.concatenate([before[..., -1:, :], after[..., :-1, :]], -2) if self.pass_memory else before
 
     def rescaled(self, factor: Float[Array, " n"]) -> RecurrentActors:
         """The same agents with every value ``factor`` times what it was, by way of the last layer alone."""

@@ -93,7 +93,7 @@ class Samples(NamedTuple):
 class PPO:
     """Options of the learner."""
 
-    actor_learning_rate: float = 1.8e-3
+    actor_learning_rate: float = 2.2e-3
     """Adam's step size for the policies."""
     critic_learning_rate: float = 3e-3
     """Adam's step size for the values."""

@@ -29,7 +29,7 @@ class Sampled(eqx.Module):
     def __call__(self, key: PRNGKeyArray, carry: PyTree, info: dict, obs: Array) -> tuple[PyTree, Array, PyTree]:
         following, distribution = self.actors(carry, obs)
         action = distribution.sample(key)
-        return following, action, (distribution.log_prob(action), carry)
+        return following, action, (distribution.log_prob(action), self.actors.read(carry, following))
 
 
 class HostedWorld(eqx.Module):

@@ -78,7 +78,7 @@ class RealWorld(eqx.Module):
                 truncated=step.truncated,
                 lost=lost,
                 next_obs=step.obs,
-                carry=state.carry,
+                carry=actors.read(state.carry, carry),
             )
             carry = forgotten(carry, moment.ended)
             return RealState(system_state, obs, carry, state.first_cut - 1), moment

@@ -119,3 +119,50 @@ def test_agents_learn_alone(experience: tuple) -> None:
     )
     expected = [True] if state.actors.share else [False, False, True, False]
     np.testing.assert_array_equal(change > 1e-6, expected)
+
+
+# A single memory for all
+
+
+@pytest.fixture(scope="module")
+def passing() -> RecurrentActors:
+    drawn = with_random_weights(lambda key: RecurrentActors(SYSTEM.spec, HOOD, H, (5,), True, True, key=key))
+    return jax.tree.map(lambda x: x / 2 if eqx.is_array(x) else x, drawn)
+
+
+def test_a_memory_that_is_passed_on_goes_from_agent_to_agent_and_step_to_step(passing: RecurrentActors) -> None:
+    """Against the same network in a plain loop, which never sees an axis of agents."""
+    world = RealWorld(SYSTEM, B)
+    trajectory = eqx.filter_jit(
+        lambda actors: world.rollout(jax.random.key(1), world.init(jax.random.key(0), actors), actors, T)[1]
+    )(passing)
+    network = eqx.filter_jit(jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, passing.networks))
+    memory = jnp.zeros(H)
+    for t in range(T):
+        for agent in range(SYSTEM.spec.n):
+            np.testing.assert_allclose(trajectory.carry[t, 0, agent], memory, rtol=1e-5, atol=1e-6)
+            memory, output, _ = network(memory, trajectory.obs[t, 0, agent])
+            log_prob = jax.nn.log_softmax(output)[trajectory.action[t, 0, agent]]
+            np.testing.assert_allclose(trajectory.log_prob[t, 0, agent], log_prob, rtol=1e-5, atol=1e-6)
+        if trajectory.ended[t, 0].any():
+            memory = jnp.zeros(H)
+
+
+def test_what_is_passed_on_can_be_learned_from(passing: RecurrentActors) -> None:
+    state = RecurrentPPO(OPTIONS).init(passing, HOOD)
+    trajectory = acted(passing)
+    update = eqx.filter_jit(RecurrentPPO(OPTIONS).update)
+    after, metrics = update(jax.random.key(2), state, trajectory, jnp.ones(()))
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert not np.allclose(after.networks.cell.weight_hh, state.networks.cell.weight_hh)
+
+
+@pytest.mark.parametrize("others", [{"share": False}, {"recurrent": 0, "share": True}])
+def test_only_agents_that_share_everything_pass_memory_on(others: dict) -> None:
+    with pytest.raises(khop.InputError, match=r"Agents can pass memory on if they have memory, share weights"):
+        dataclasses.replace(khop.METHODS["ippo-memory"], pass_memory=True, **others)
+
+
+def test_alone_in_a_simulator_no_memory_is_passed_on() -> None:
+    with pytest.raises(khop.InputError, match=r"act in the whole system"):
+        dataclasses.replace(khop.METHODS["dials"], pass_memory=True, share=True)
