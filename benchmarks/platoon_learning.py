@@ -73,9 +73,10 @@ def main() -> None:
             table = rows(run, task, method)
             if not arguments.quick:
                 replace(RESULTS, table, ("system", "steps", "method", "controller"))
-            returns = [float(row["return"]) for row in table if row["controller"] == "greedy"]
-            passed = sum(value >= task.target for value in returns)
-            print(f"{task.system} {method}: return {returns}, target {task.target}: {passed} of {len(returns)} seeds")
+            for policy in ("sampled", "greedy"):
+                returns = [float(row["return"]) for row in table if row["controller"] == policy]
+                passed = sum(value >= task.target for value in returns)
+                print(f"{task.system} {method} {policy}: {returns}; {passed} of {len(returns)} reach {task.target}")
             runs.append(run.path)
     print(learning_curves(runs, ROOT / "docs" / "results" / "platoon_learning.png"))
 
