@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import pytest
 import test_system as conformance
-from test_cli import compiled_once as compiled_once
 
 import khop
 from khop import experiment, system

@@ -116,6 +116,23 @@ def test_advantages_are_averaged_over_neighbours_and_standardised() -> None:
     np.testing.assert_allclose(samples.advantage, standardised(averaged), rtol=1e-4, atol=1e-5)
 
 
+def test_repeated_samples_are_the_same_moments_each_as_often() -> None:
+    """Twice as many weigh all moments alike, so one gradient step on all of them is the same step."""
+    learner = PPO(epochs=1, minibatches=1, entropy=0.0)
+    state = learner_state(learner)
+    state, samples = eqx.filter_jit(learner.prepare)(state, experience(state))
+    total = samples.log_prob.shape[1]
+    assert samples.repeated(total) is samples
+    again = samples.repeated(2 * total)
+    np.testing.assert_array_equal(again.log_prob, np.tile(samples.log_prob, 2))
+    np.testing.assert_array_equal(again.action[:, total + 3], samples.action[:, 3])
+    learn = eqx.filter_jit(learner.learn)
+    once, twice = (learn(jax.random.key(0), state, each, jnp.ones(()))[0] for each in (samples, again))
+    for a, b in zip(jax.tree.leaves(once.networks), jax.tree.leaves(twice.networks), strict=True):
+        if eqx.is_array(a):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
 def test_truncation_bootstraps_and_termination_does_not() -> None:
     """A reward of 3 and values of 10, γ = 0.9: targets of 12, 12 and 3; what comes after an end does not matter."""
     state = with_constant_values(learner_state(ONE_STEP), 10.0)
