@@ -14,7 +14,7 @@ install: $(VENV)/.core ## install khop into .venv
 
 install-dev: $(VENV)/.dev ## install khop with every extra and the development tools
 
-demo: install ## train a platoon of eight vehicles on little real experience, evaluate and plot it (about four minutes)
+demo: install ## train a platoon of eight vehicles on little real experience, evaluate and plot it (about three minutes)
 	$(BIN)/khop train platoon-catchup mdpo --steps 12000
 
 test: install-dev ## run the tests
