@@ -71,7 +71,9 @@ def _first_iteration(cache: str) -> float:
         metrics = Path(folder) / "run" / "metrics.csv"
         command = [sys.executable, "-m", "khop.cli", "train", "platoon-catchup", "dppo", "--out", str(metrics.parent)]
         started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"KHOP_CACHE": cache})
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, env=os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
+        )
         while not metrics.exists():
             time.sleep(0.01)
         seconds = time.perf_counter() - started

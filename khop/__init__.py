@@ -5,6 +5,7 @@ run.evaluate()                     # learned, random and classical controllers, 
 run.policy(obs)                    # every agent's action
 """
 
+from khop.cache import keep_compiled_programs
 from khop.errors import InputError as InputError
 from khop.experiment import Run as Run
 from khop.experiment import load as load
@@ -23,3 +24,5 @@ from khop.systems import platoon as platoon
 from khop.systems import traffic as traffic
 from khop.systems import warehouse as warehouse
 from khop.topology import Topology as Topology
+
+keep_compiled_programs()

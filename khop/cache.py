@@ -18,6 +18,3 @@ def keep_compiled_programs() -> None:
     """Let JAX keep what took it over a second to compile, unless a folder for that has been chosen already."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder("programs")))
-
-
-keep_compiled_programs()

@@ -174,11 +174,11 @@ class Training:
         rounds = jnp.where(trusted > 0, options.rounds, 1)
         dynamic, static = eqx.partition(learner, eqx.is_array)
 
-        most = max(options.branches * options.branch_length, fresh.reward[..., 0].size)
+        most = max(options.branches * options.branch_length, fresh.reward[..., 0].size)  # one size is compiled for both
 
         def prepared(learner: LearnerState, batch: Trajectory) -> tuple[LearnerState, Samples]:
             learner, samples = improve.prepare(learner, batch)
-            return eqx.filter(learner, eqx.is_array), samples.repeated(most)  # learning is compiled for one size
+            return eqx.filter(learner, eqx.is_array), samples.repeated(most)
 
         def from_imagined(key: PRNGKeyArray, dynamic: LearnerState) -> tuple[LearnerState, Samples]:
             learner = eqx.combine(dynamic, static)

@@ -22,8 +22,8 @@ OPTIONS = PPO(sequence=L, minibatches=3, epochs=1, entropy=0.0, anneal=False)
 HOOD = SYSTEM.topology.neighbourhood(0)
 
 
-def actors(share: bool = False) -> RecurrentActors:
-    drawn = with_random_weights(lambda key: RecurrentActors(SYSTEM.spec, HOOD, H, (5,), share, key=key))
+def actors(share: bool = False, pass_memory: bool = False) -> RecurrentActors:
+    drawn = with_random_weights(lambda key: RecurrentActors(SYSTEM.spec, HOOD, H, (5,), share, pass_memory, key=key))
     return jax.tree.map(lambda x: x / 2 if eqx.is_array(x) else x, drawn)
 
 
@@ -126,16 +126,12 @@ def test_agents_learn_alone(experience: tuple) -> None:
 
 @pytest.fixture(scope="module")
 def passing() -> RecurrentActors:
-    drawn = with_random_weights(lambda key: RecurrentActors(SYSTEM.spec, HOOD, H, (5,), True, True, key=key))
-    return jax.tree.map(lambda x: x / 2 if eqx.is_array(x) else x, drawn)
+    return actors(share=True, pass_memory=True)
 
 
 def test_a_memory_that_is_passed_on_goes_from_agent_to_agent_and_step_to_step(passing: RecurrentActors) -> None:
     """Against the same network in a plain loop, which never sees an axis of agents."""
-    world = RealWorld(SYSTEM, B)
-    trajectory = eqx.filter_jit(
-        lambda actors: world.rollout(jax.random.key(1), world.init(jax.random.key(0), actors), actors, T)[1]
-    )(passing)
+    trajectory = acted(passing)
     network = eqx.filter_jit(jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, passing.networks))
     memory = jnp.zeros(H)
     for t in range(T):
