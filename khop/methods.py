@@ -39,6 +39,9 @@ class Method:
     """Copies of the system that run side by side; fewer where experience comes in whole episodes only."""
     rollout: int = 64
     """Steps in each copy between two updates; rounded up to whole episodes where a system wants that."""
+    shortest_episode: float = 0.2
+    """Episodes of practice are cut at a random share of the horizon, at least this one, to see more of how they begin;
+    1: never cut. Without effect where experience comes in whole episodes."""
     graph: Literal["topology", "non-adjacent"] = "topology"
     """Whom agents hear: their neighbours, or strangers half the system away (a control experiment)."""
     learner: PPO = dataclasses.field(default_factory=PPO)
@@ -52,6 +55,8 @@ class Method:
         for name in ("environments", "rollout"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if not 0 <= self.shortest_episode <= 1:
+            raise InputError(f"shortest_episode must lie between 0 and 1, not {self.shortest_episode:g}.")
         if not self.hidden or min(self.hidden) < 1:
             raise InputError(f"hidden must be one or more positive widths, e.g. 64 64, not {self.hidden}.")
         if self.learner.minibatches > self.environments * self.rollout:
@@ -143,6 +148,7 @@ WITH_MEMORY = Method(  # the networks of Suau et al. (2022), their learner on ba
     hidden=(128,),
     environments=16,
     rollout=128,
+    shortest_episode=1.0,
     learner=PPO(
         actor_learning_rate=1e-3, epochs=3, minibatches=4, clip=0.2, target_kl=1e6, max_gradient_norm=10.0, sequence=8
     ),

@@ -76,7 +76,7 @@ class Training:
             return InfluenceWorld(self.system, self.method.environments, self.method.influence)
         if isinstance(self.system, HostedSystem):
             return HostedWorld(self.system, self.method.environments)
-        return RealWorld(self.system, self.method.environments)
+        return RealWorld(self.system, self.method.environments, self.method.shortest_episode)
 
     @property
     def learned(self) -> LearnedWorld | None:

@@ -20,25 +20,30 @@ class RealState(eqx.Module):
     system: PyTree  # leaves lead with B
     obs: Float[Array, "B n d"]
     carry: PyTree  # the actors' memory
-    first_cut: Int[Array, " B"]  # steps until an environment's first episode is cut short; below 1: already done
+    left: Int[Array, " B"]  # steps until an environment's episode is cut short
 
 
 class RealWorld(eqx.Module):
     """``environments`` copies of the system that start a new episode as soon as the old one is over.
 
-    Their first episodes are cut at evenly spread lengths, so that from then on every batch holds all phases of an
-    episode; the cut is a truncation, which bootstraps.
+    Episodes are cut at a random share of the horizon, at least ``shortest``: where most is decided early, experience
+    of long calm endings teaches little. The first ones are cut at evenly spread lengths, so that from then on every
+    batch holds all phases of an episode. A cut is a truncation, which bootstraps.
     """
 
     system: System
     environments: int
+    shortest: float = 1.0
 
     def init(self, key: PRNGKeyArray, actors: Actors | RecurrentActors) -> RealState:
         """All environments freshly reset."""
         state, obs = jax.vmap(self.system.reset)(jax.random.split(key, self.environments))
         spread = jnp.arange(1, self.environments + 1) / self.environments
-        first_cut = jnp.ceil(self.system.spec.horizon * spread).astype(int)
-        return RealState(state, obs, actors.initial(self.environments), first_cut)
+        return RealState(state, obs, actors.initial(self.environments), self._steps(spread))
+
+    def _steps(self, share: Float[Array, " B"]) -> Int[Array, " B"]:
+        """A share of the horizon in whole steps, at least one."""
+        return jnp.maximum(jnp.ceil(self.system.spec.horizon * share), 1).astype(int)
 
     def like(self, key: PRNGKeyArray, actors: Actors | RecurrentActors) -> Trajectory:
         """The shapes of one step of experience."""
@@ -58,7 +63,7 @@ class RealWorld(eqx.Module):
         """Let the actors act, sampling from their distributions, for some steps in every environment."""
 
         def act(state: RealState, key: PRNGKeyArray) -> tuple[RealState, Trajectory]:
-            action_key, step_key = jax.random.split(key)
+            action_key, step_key, cut_key = jax.random.split(key, 3)
             carry, distribution = actors(state.carry, state.obs)
             action = distribution.sample(action_key)
             system_state, obs, step = jax.vmap(step_and_reset, in_axes=(None, 0, 0, 0, 0))(
@@ -66,7 +71,7 @@ class RealWorld(eqx.Module):
                 jax.random.split(step_key, self.environments),
                 state.system,
                 action,
-                state.first_cut == 1,
+                state.left == 1,
             )
             lost = jnp.broadcast_to(jnp.asarray(step.lost)[..., None], step.terminated.shape)
             moment = Trajectory(
@@ -81,7 +86,9 @@ class RealWorld(eqx.Module):
                 carry=actors.read(state.carry, carry),
             )
             carry = forgotten(carry, moment.ended)
-            return RealState(system_state, obs, carry, state.first_cut - 1), moment
+            share = jax.random.uniform(cut_key, (self.environments,), minval=self.shortest, maxval=1.0)
+            left = jnp.where(moment.ended.all(-1), self._steps(share), state.left - 1)
+            return RealState(system_state, obs, carry, left), moment
 
         devices = mesh(self.system.spec.n)
         state, actors = spread(state, devices, axis=0), everywhere(actors, devices)

@@ -1,11 +1,14 @@
 """The real world: what is handed to the learner where an episode is lost."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from toys import Queues
 
 import khop
-from khop.methods import METHODS
+from khop.methods import METHODS, Method
 from khop.system import step_and_reset
 from khop.training import Training
 
@@ -44,3 +47,19 @@ def test_vehicles_learn_from_those_behind_them() -> None:
     hood = khop.make("platoon-catchup", vehicles=5).feedback.neighbourhood(2)
     members = [set(row[mask].tolist()) for row, mask in zip(hood.index, hood.mask, strict=True)]
     assert members == [{0, 1, 2}, {1, 2, 3}, {2, 3, 4}, {3, 4}, {4}]
+
+
+@pytest.mark.parametrize("shortest", [1.0, 0.5, 0.0])
+def test_episodes_are_cut_at_random_shares_of_the_horizon(shortest: float) -> None:
+    """Queues go on until their horizon, so every ending is that or a cut."""
+    horizon, many = 40, 32
+    training = Training(Queues(horizon=horizon), Method(environments=many, shortest_episode=shortest), 10_000)
+    state = training.init(jax.random.PRNGKey(0))
+    rollout = eqx.filter_jit(training.real.rollout)
+    trajectory = rollout(jax.random.key(1), state.real, state.learner.actors, 10 * horizon)[1]
+    endings = [np.flatnonzero(column) for column in np.asarray(trajectory.truncated).T]
+    np.testing.assert_array_equal([1 + ends[0] for ends in endings], np.ceil(horizon * np.arange(1, many + 1) / many))
+    lengths = np.array([np.diff(ends)[:5] for ends in endings])  # the same number of each: long ones count in full
+    assert lengths.max() <= horizon
+    assert lengths.min() >= shortest * horizon
+    np.testing.assert_allclose(lengths.mean() / horizon, (1 + shortest) / 2, atol=0.05)
