@@ -14,8 +14,8 @@ install: $(VENV)/.core ## install khop into .venv
 
 install-dev: $(VENV)/.dev ## install khop with every extra and the development tools
 
-demo: install ## train a platoon of eight vehicles on little real experience, evaluate and plot it (about three minutes)
-	$(BIN)/khop train platoon-catchup mdpo --steps 12000
+demo: install ## train a platoon of eight vehicles on little real experience, evaluate and plot it (about two minutes)
+	$(BIN)/khop train platoon-catchup mdpo --steps 7200
 
 test: install-dev ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

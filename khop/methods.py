@@ -137,7 +137,7 @@ MODEL_BASED = Method(
     kappa_actor=1,
     environments=1,
     rollout=600,
-    learner=PPO(actor_learning_rate=7e-4, critic_learning_rate=2e-3, epochs=2, minibatches=32, entropy=0.006),
+    learner=PPO(actor_learning_rate=1.2e-3, critic_learning_rate=2e-3, epochs=2, minibatches=32, entropy=0.006),
     imagination=Imagination(),
 )
 WITH_MEMORY = Method(  # the networks of Suau et al. (2022), their learner on batches 16 times as large
