@@ -234,8 +234,9 @@ def train(
     RunFolder.refuse_occupied(out)
     state = Training(system, chosen, steps).init_seeds(seeds)
     run = Run(RunFolder.create(out, config))
-    run.folder.save(state, 0, run.origin)
-    return _continue(run, state, 0, watchers)
+    with run.folder.held():
+        run.folder.save(state, 0, run.origin)
+        return _continue(run, state, 0, watchers)
 
 
 def resume(path: str | Path, steps: int | None = None, watchers: Sequence[Watcher] = ()) -> Run:
@@ -247,13 +248,14 @@ def resume(path: str | Path, steps: int | None = None, watchers: Sequence[Watche
         watchers: called after each iteration.
     """
     run = load(path)
-    state, env_steps = run._newest
-    if steps is not None:
-        _at_least("steps", steps, env_steps)
-        run.folder.update_config(steps=steps)
-        run = load(path)
-    run.folder.forget_after(env_steps)
-    return _continue(run, state, env_steps, watchers)
+    with run.folder.held():
+        state, env_steps = run._newest
+        if steps is not None:
+            _at_least("steps", steps, env_steps)
+            run.folder.update_config(steps=steps)
+            run = load(path)
+        run.folder.forget_after(env_steps)
+        return _continue(run, state, env_steps, watchers)
 
 
 def load(path: str | Path) -> Run:

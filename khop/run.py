@@ -9,12 +9,14 @@ figures/
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,6 +63,24 @@ class RunFolder:
         if not folder.config_file.is_file():
             raise InputError(f"{path} holds no run: a run's folder has a config.json, as `khop train` writes it.")
         return folder
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else trains in this folder meanwhile; a process that dies lets go of it. Windows has no such lock."""
+        if sys.platform == "win32":
+            yield
+            return
+        import fcntl
+
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.path} is being trained by another process: wait for its end.") from None
+            yield
+        finally:
+            os.close(folder)
 
     @property
     def config_file(self) -> Path:

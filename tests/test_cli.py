@@ -195,6 +195,24 @@ def test_stopping_anywhere_and_resuming_changes_nothing(rooms: Path, tmp_path: P
     assert_same_run(folder, rooms)
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(rooms: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    refused = []
+
+    def resumed_meanwhile(progress: Progress) -> None:
+        if progress.env_steps == 160:
+            before = content(folder)
+            with pytest.raises(khop.InputError, match="is being trained by another process"):
+                khop.resume(folder)
+            refused.append(content(folder) == before)
+
+    train_rooms(folder, watchers=[resumed_meanwhile])
+    assert refused == [True]
+    assert_same_run(folder, rooms)
+    with RunFolder(folder).held():  # and was let go of
+        pass
+
+
 def test_a_second_interrupt_stops_at_once_and_loses_only_the_iteration(rooms: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
