@@ -255,6 +255,18 @@ class System(eqx.Module):
         raise unknown("baseline", name, self.spec.baselines)
 
 
+class ConstantController(eqx.Module):
+    """Every agent keeps to one action of its own for ever."""
+
+    action: Array  # (n,) or (n, a)
+
+    def initial(self) -> PyTree:
+        return ()
+
+    def __call__(self, key: PRNGKeyArray, carry: PyTree, state: PyTree, obs: Array) -> tuple[PyTree, Array]:
+        return carry, self.action
+
+
 class RandomController(eqx.Module):
     """Every agent acts uniformly at random over its own actions."""
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from khop.system import ContinuousActions, Controller, DiscreteActions, Episode, Spec, Step, System
+from khop.system import ConstantController, ContinuousActions, Controller, DiscreteActions, Episode, Spec, Step, System
 from khop.topology import Topology
 
 COMFORTABLE = 20.0  # °C
@@ -33,18 +33,6 @@ def with_random_weights(build: Callable[[jax.Array], Module], seed: int = 0) -> 
         ),
         shapes,
     )
-
-
-class Always(eqx.Module):
-    """A controller that repeats one action."""
-
-    action: jax.Array
-
-    def initial(self):
-        return ()
-
-    def __call__(self, key, carry, state, obs):
-        return carry, self.action
 
 
 class RoomsState(eqx.Module):
@@ -131,7 +119,9 @@ class Rooms(System):
         return super().metrics(episode) | {"broken": episode.info["broken"][-1].sum().astype(float)}
 
     def baseline(self, name: str) -> Controller:
-        return Always(jnp.clip(0.0, _ROOMS_ACTION.low, _ROOMS_ACTION.high)) if name == "off" else super().baseline(name)
+        if name == "off":
+            return ConstantController(jnp.clip(0.0, _ROOMS_ACTION.low, _ROOMS_ACTION.high))
+        return super().baseline(name)
 
 
 class QueuesState(eqx.Module):

@@ -16,10 +16,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from khop.errors import InputError
-from khop.system import Controller, DiscreteActions, Episode, Spec, Step, System, register
+from khop.system import ConstantController, Controller, DiscreteActions, Episode, Spec, Step, System, register
 from khop.topology import Topology
 
 if TYPE_CHECKING:
@@ -61,18 +61,6 @@ def optimal_velocity(headway: Array) -> Array:
 def gains_name(alpha: float, beta: float) -> str:
     """How the constant controller with these gains is called."""
     return f"constant-{alpha:g}-{beta:g}"
-
-
-class Constant(eqx.Module):
-    """Every vehicle keeps its own gains for ever; ``action`` (n,) indexes ``GAINS``."""
-
-    action: Int[Array, " n"]
-
-    def initial(self) -> PyTree:
-        return ()
-
-    def __call__(self, key: PRNGKeyArray, carry: PyTree, state: PyTree, obs: Array) -> tuple[PyTree, Array]:
-        return carry, self.action
 
 
 @functools.lru_cache
@@ -260,15 +248,15 @@ class Platoon(System):
         vehicle's position.
         """
         if name == "best-constant-pair":
-            return Constant(self._best_pair())
+            return ConstantController(self._best_pair())
         if name == "best-constant":
-            return Constant(self._best_per_position())
+            return ConstantController(self._best_per_position())
         index = {gains_name(*pair): action for action, pair in enumerate(GAINS)}
         first, slash, rest = name.partition("/")
         others = f"constant-{rest}" if slash else first
         if first not in index or others not in index:
             return super().baseline(name)
-        return Constant(self._pair(index[first], index[others]))
+        return ConstantController(self._pair(index[first], index[others]))
 
     def _pair(self, first: int | Array, others: int | Array) -> Int[Array, " n"]:
         return jnp.where(jnp.arange(self.vehicles) == 0, first, others)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from khop.system import System
+from khop.system import ConstantController, System
 from khop.systems.microgrid.network import NOMINAL_VOLTAGE
 from khop.systems.microgrid.observation import reactive_power, voltage_error
 from khop.topology import Neighbourhood
@@ -15,18 +15,6 @@ from khop.topology import Neighbourhood
 REGULATION = 10.0  # 1/s, β: how fast its own voltage error moves an inverter's set-point
 SHARING = 1.0  # 1/s, b: how fast each difference from a neighbour does
 EPISODES = 32  # that constants are compared on
-
-
-class Constant(eqx.Module):
-    """Every inverter keeps its own set-point for ever."""
-
-    action: Array  # (n,) or (n, 1)
-
-    def initial(self) -> PyTree:
-        return ()
-
-    def __call__(self, key: PRNGKeyArray, carry: PyTree, state: PyTree, obs: Array) -> tuple[PyTree, Array]:
-        return carry, self.action
 
 
 class Averaging(eqx.Module):
@@ -60,7 +48,7 @@ class Averaging(eqx.Module):
 
 
 @eqx.filter_jit
-def best_constant(system: System, actions: Array) -> Constant:
+def best_constant(system: System, actions: Array) -> ConstantController:
     """Of C joint actions (C, n, …) the one that returns most when kept for ever, all on the same episodes."""
 
     def total(action: Array, key: PRNGKeyArray) -> Array:
@@ -73,4 +61,4 @@ def best_constant(system: System, actions: Array) -> Constant:
 
     keys = jax.random.split(jax.random.key(0), EPISODES)
     returns = jax.lax.map(lambda action: jax.vmap(lambda key: total(action, key))(keys).mean(), actions)
-    return Constant(actions[jnp.argmax(returns)])
+    return ConstantController(actions[jnp.argmax(returns)])

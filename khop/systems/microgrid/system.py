@@ -19,8 +19,18 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from khop.errors import InputError
-from khop.system import ContinuousActions, Controller, DiscreteActions, Episode, Spec, Step, System, register
-from khop.systems.microgrid.controllers import Averaging, Constant, best_constant
+from khop.system import (
+    ConstantController,
+    ContinuousActions,
+    Controller,
+    DiscreteActions,
+    Episode,
+    Spec,
+    Step,
+    System,
+    register,
+)
+from khop.systems.microgrid.controllers import Averaging, best_constant
 from khop.systems.microgrid.dynamics import Electrical, advance, at_rest, terminal_voltage
 from khop.systems.microgrid.network import BAND, NOMINAL_VOLTAGE, Network, network
 from khop.systems.microgrid.observation import NAMES, UNITS, observe, voltage_error
@@ -201,7 +211,7 @@ class Microgrid(System):
         if self.continuous:
             constants = levels[constants][..., None]
         if name == "nominal":
-            return Constant(constants[0])
+            return ConstantController(constants[0])
         if name == "best-constant":
             return best_constant(self, constants)
         if name == "averaging":

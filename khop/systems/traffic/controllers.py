@@ -7,23 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from khop.system import ConstantController
 from khop.systems.traffic.network import Network
 from khop.systems.traffic.simulator import ACTUATED, OWN_PROGRAMME
 
 FIXED_GREEN = 30.0  # s
 BASELINES = ("own-programme", "fixed-cycle", "actuated", "max-pressure", "longest-queue")
-
-
-class Constant(eqx.Module):
-    """The same action for every light at all times; below 0 it leaves the lights to SUMO."""
-
-    action: Int[Array, " n"]
-
-    def initial(self) -> PyTree:
-        return ()
-
-    def __call__(self, key: PRNGKeyArray, carry: PyTree, state: PyTree, obs: Array) -> tuple[PyTree, Array]:
-        return carry, self.action
 
 
 class FixedCycle(eqx.Module):
@@ -57,7 +46,7 @@ class Greedy(eqx.Module):
         return carry, jnp.argmax(jnp.where(self.missing, -jnp.inf, weight), -1).astype(jnp.int32)
 
 
-def classical(name: str, network: Network, interval: int) -> Constant | FixedCycle | Greedy:
+def classical(name: str, network: Network, interval: int) -> ConstantController | FixedCycle | Greedy:
     """One of ``BASELINES``.
 
     ``max-pressure`` weighs a link by the vehicles on its incoming lane less those on its outgoing one, times its share
@@ -65,8 +54,8 @@ def classical(name: str, network: Network, interval: int) -> Constant | FixedCyc
     ``longest-queue`` by the vehicles that stand on its incoming lane.
     """
     n, sizes = len(network.lights), np.array([len(states) for states in network.states])
-    if name in ("own-programme", "actuated"):
-        return Constant(jnp.full(n, OWN_PROGRAMME if name == "own-programme" else ACTUATED, jnp.int32))
+    if name in ("own-programme", "actuated"):  # actions below 0 leave the lights to SUMO
+        return ConstantController(jnp.full(n, OWN_PROGRAMME if name == "own-programme" else ACTUATED, jnp.int32))
     if name == "fixed-cycle":
         return FixedCycle(jnp.asarray(sizes, jnp.int32), max(round(FIXED_GREEN / interval), 1))
     before, behind = jnp.asarray(network.link_lanes(0)), jnp.asarray(network.link_lanes(1))
