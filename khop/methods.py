@@ -41,7 +41,7 @@ class Method:
     """Steps in each copy between two updates; rounded up to whole episodes where a system wants that."""
     shortest_episode: float = 0.2
     """Episodes of practice are cut at a random share of the horizon, at least this one, to see more of how they begin;
-    1: never cut. Without effect where experience comes in whole episodes."""
+    1: only the first are. Without effect in local simulators and where experience comes in whole episodes."""
     graph: Literal["topology", "non-adjacent"] = "topology"
     """Whom agents hear: their neighbours, or strangers half the system away (a control experiment)."""
     learner: PPO = dataclasses.field(default_factory=PPO)

@@ -1,4 +1,4 @@
-"""The real world: what is handed to the learner where an episode is lost."""
+"""The real world: what is handed to the learner where an episode is lost, and where it is cut."""
 
 import equinox as eqx
 import jax
