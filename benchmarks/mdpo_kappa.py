@@ -11,14 +11,21 @@ from __future__ import annotations
 from study import Study, Variant
 from sweep import main
 
-OPTIONS = {"critic": "kappa_critic", "actor": "kappa_actor", "model": "kappa_model"}
-FAMILIES = {part: [f"{part} {kappa}" for kappa in range(5)] for part in OPTIONS}
+DEFAULT = {"kappa_critic": 2, "kappa_actor": 1, "kappa_model": 1}
+FAMILIES = {
+    option.removeprefix("kappa_"): {
+        kappa: "default" if kappa == default else f"{option.removeprefix('kappa_')} {kappa}" for kappa in range(5)
+    }
+    for option, default in DEFAULT.items()
+}
 STUDY = Study(
     "mdpo_kappa",
-    [
-        Variant(f"{part} {kappa}", "mdpo", 30_000, {option: kappa})
-        for kappa in range(5)
-        for part, option in OPTIONS.items()
+    [Variant("default", "mdpo", 30_000, DEFAULT)]
+    + [
+        Variant(variant, "mdpo", 30_000, DEFAULT | {f"kappa_{part}": kappa})
+        for part, family in FAMILIES.items()
+        for kappa, variant in family.items()
+        if variant != "default"
     ],
 )
 

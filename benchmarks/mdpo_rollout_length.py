@@ -37,7 +37,7 @@ if __name__ == "__main__":
         __doc__,
         STUDY,
         ["platoon-catchup", "platoon-slowdown"],
-        {"T": [variant.name for variant in STUDY.variants]},
+        {"T": {length: f"T {length}" for length in LENGTHS}},
         "T [steps]",
         {"model_error_1": "model error, 1 step", "model_error_25": "model error, 25 steps"},
     )

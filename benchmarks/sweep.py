@@ -11,6 +11,7 @@ from study import Row, Study, arguments, by_seed
 
 from khop.report.style import COLOURS, save, styled
 
+Families = dict[str, dict[int, str]]
 LAST = 3  # evaluations that a final return averages
 
 
@@ -18,7 +19,7 @@ def main(
     description: str | None,
     study: Study,
     systems: Sequence[str],
-    families: dict[str, list[str]],
+    families: Families,
     label: str,
     columns: dict[str, str],
 ) -> None:
@@ -28,16 +29,16 @@ def main(
         description: for ``--help``.
         study: all variants.
         systems: to choose from.
-        families: by what is varied, the variants in the order of the option's value; a variant is called "what value".
+        families: by what is varied, the variant that has each value of it.
         label: of the x axis.
         columns: of the results, to draw below the return, with their labels.
     """
     chosen = arguments(description, systems, [variant.name for variant in study.variants])
     if chosen.quick:
-        report(study.quick(chosen.systems, chosen.variants), chosen.systems, families, columns)
+        report(study.quick(chosen.systems, chosen.variants), study, chosen.systems, columns)
         return
     rows = study.run(chosen.systems, chosen.seeds, chosen.variants)
-    report(rows, systems, families, columns)
+    report(rows, study, systems, columns)
     print(draw(study, rows, systems, families, label, columns))
 
 
@@ -47,12 +48,10 @@ def final(rows: Sequence[Row], system: str, variant: str, column: str) -> np.nda
     return runs[:, -LAST:, 2].mean(1) if len(runs) else np.empty(0)
 
 
-def report(
-    rows: Sequence[Row], systems: Sequence[str], families: dict[str, list[str]], columns: dict[str, str]
-) -> None:
+def report(rows: Sequence[Row], study: Study, systems: Sequence[str], columns: dict[str, str]) -> None:
     """The table that the documentation quotes: medians over seeds, and the range of the returns."""
     for system in systems:
-        for variant in (variant for family in families.values() for variant in family):
+        for variant in (variant.name for variant in study.variants):
             returns = final(rows, system, variant, "return")
             if len(returns):
                 others = ", ".join(f"{name} {np.median(final(rows, system, variant, name)):.4g}" for name in columns)
@@ -66,7 +65,7 @@ def draw(
     study: Study,
     rows: Sequence[Row],
     systems: Sequence[str],
-    families: dict[str, list[str]],
+    families: Families,
     label: str,
     columns: dict[str, str],
 ) -> Path:
@@ -79,15 +78,21 @@ def draw(
         for axes_column, system in zip(grid.T, begun, strict=True):
             for axes, (column, ylabel) in zip(axes_column, shown.items(), strict=True):
                 for colour, (family, variants) in zip(COLOURS, families.items(), strict=False):
-                    there = [variant for variant in variants if len(final(rows, system, variant, column))]
-                    values = [abs(final(rows, system, variant, column)) for variant in there]
-                    if there:
-                        x = [variant.split()[-1] for variant in there]
-                        middle = np.array([np.median(value) for value in values])
-                        below = middle - [value.min() for value in values]
-                        above = np.array([value.max() for value in values]) - middle
+                    each = {str(x): abs(final(rows, system, variant, column)) for x, variant in variants.items()}
+                    found = {x: values for x, values in each.items() if len(values)}
+                    if found:
+                        middle = np.array([np.median(values) for values in found.values()])
+                        below = middle - [values.min() for values in found.values()]
+                        above = np.array([values.max() for values in found.values()]) - middle
                         axes.errorbar(
-                            x, middle, [below, above], color=colour, marker="o", markersize=4, capsize=2, label=family
+                            list(found),
+                            middle,
+                            [below, above],
+                            color=colour,
+                            marker="o",
+                            markersize=4,
+                            capsize=2,
+                            label=family,
                         )
                 axes.set(ylabel=ylabel, yscale="linear" if column.endswith("scalars") else "log")
             axes_column[0].set_title(system)

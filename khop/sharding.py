@@ -62,7 +62,7 @@ def everywhere(tree: Tree, devices: Mesh | None) -> Tree:
     if devices is None:
         return tree
     arrays, rest = eqx.partition(tree, eqx.is_array)
-    return eqx.combine(jax.lax.with_sharding_constraint(arrays, NamedSharding(devices, PartitionSpec())), rest)
+    return eqx.combine(jax.device_put(arrays, NamedSharding(devices, PartitionSpec())), rest)
 
 
 def each_agent(function: Callable, arguments: PyTree) -> PyTree:

@@ -15,7 +15,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Int32, Shaped
 from scipy import sparse
 from scipy.sparse import csgraph
-from scipy.spatial import cKDTree
 
 from khop.errors import InputError
 
@@ -215,6 +214,8 @@ class Topology:
         n = _integer("The number of agents", n, least=1)
         if not radius >= 0:
             raise InputError(f"Radius must be a number of at least 0, got {radius}.")
+        from scipy.spatial import cKDTree  # a tenth of a second to import, which no other graph should wait for
+
         positions = np.random.default_rng(seed).random((n, 2))
         pairs = cKDTree(positions).query_pairs(radius, output_type="ndarray")
         return cls(n, pairs[np.lexsort(pairs.T[::-1])], positions=positions)  # the tree promises no order
