@@ -108,7 +108,8 @@ def outside_effect(
     Two independent episodes A and B are played side by side. At every step and for every agent i, a third state is put
     together: agents within N_i^κ as in A, all others as in B, and what belongs to no agent as in A. It is stepped with
     the same randomness as A, by the actions of A within N_i^κ and of B outside. The effect is the largest difference
-    between any entry of agent i's next observation and that of A: 0 where N_i^κ holds all that matters.
+    between any entry of agent i's next observation and that of A: no more than rounding where N_i^κ holds all that
+    matters.
 
     κ counts hops of states, and an observation may itself see a hop further.
 

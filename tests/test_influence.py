@@ -15,6 +15,7 @@ from khop.system import DiscreteActions, RandomController, Spec, Step, System
 from khop.topology import Topology
 
 VEHICLES = 5
+ROUNDING = 1e-4  # copies side by side may round apart, by 8e-6 here; what agents do changes hundreds of times as much
 SYSTEMS = {
     "catchup": khop.make("platoon-catchup", vehicles=VEHICLES, horizon=60),
     "slowdown": khop.make("platoon-slowdown", vehicles=VEHICLES, horizon=60),
@@ -136,8 +137,8 @@ def test_every_system_can_be_measured(name: str) -> None:
 
     alone = outside_effect(system, dice(system), 0, episodes=4, steps=steps)
     assert 0 < len(alone) <= 4 * steps
-    assert (alone > 0).any()
-    assert (outside_effect(system, dice(system), "all", episodes=4, steps=steps) == 0).all()
+    assert (alone > ROUNDING).any()
+    assert (outside_effect(system, dice(system), "all", episodes=4, steps=steps) < ROUNDING).all()
 
 
 @pytest.mark.parametrize("name", ["catchup", "slowdown"])
@@ -147,16 +148,13 @@ def test_platoons(name: str) -> None:
     response = influence(system, system.baseline("best-constant-pair"), episodes=4)
     assert (response[np.tril_indices(VEHICLES, -1)] == 0).all()
     assert (response[np.triu_indices(VEHICLES)] > 0).all()
-    assert [(outside_effect(system, dice(system), kappa, episodes=4) > 0).any() for kappa in range(3)] == [
-        True,
-        True,
-        False,
-    ]
+    seen = [(outside_effect(system, dice(system), kappa, episodes=4) > ROUNDING).any() for kappa in range(3)]
+    assert seen == [True, True, False]
 
 
 def test_rooms_feel_their_neighbours_alone() -> None:
     rooms = SYSTEMS["toy-rooms"]
-    assert (outside_effect(rooms, dice(rooms), 1, episodes=4, steps=8) == 0).all()
+    assert (outside_effect(rooms, dice(rooms), 1, episodes=4, steps=8) < ROUNDING).all()
 
 
 def test_steps_in_a_lost_episode_do_not_count() -> None:

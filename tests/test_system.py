@@ -3,7 +3,6 @@
 Hosted systems, which have no state to hand out, are held to the same in tests/hosts/test_hosted_systems.py.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import equinox as eqx
@@ -60,14 +59,6 @@ def play_on(system: System, key: jax.Array, steps: int) -> Played:
 
     reset_key, run_key = jax.random.split(key)
     return jax.lax.scan(act, system.reset(reset_key), jax.random.split(run_key, steps))[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry() -> Iterator[None]:
-    """Programs here run for an instant and are compiled for many seconds: optimising them is in vain."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module", params=[*COMPILED, *TOYS])

@@ -189,7 +189,7 @@ def test_one_agent_leaves_the_others_human() -> None:
     braked = take_step(ring, key, state, jnp.full((2, 1), -3.0)).state
     human = ring.drive(key, state, None)
     others = np.setdiff1d(np.arange(22), ring.members)
-    np.testing.assert_array_equal(braked.speed[others], human.speed[others])
+    np.testing.assert_allclose(braked.speed[others], human.speed[others], rtol=1e-6)  # two programs may round apart
     assert np.all(np.asarray(braked.speed)[ring.members] < np.asarray(human.speed)[ring.members])
 
 
