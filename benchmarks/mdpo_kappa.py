@@ -11,7 +11,7 @@ from __future__ import annotations
 from study import Study, Variant
 from sweep import main
 
-DEFAULT = {"kappa_critic": 2, "kappa_actor": 1, "kappa_model": 1}
+DEFAULT = {"kappa_critic": 4, "kappa_actor": 1, "kappa_model": 1}  # on platoons
 FAMILIES = {
     option.removeprefix("kappa_"): {
         kappa: "default" if kappa == default else f"{option.removeprefix('kappa_')} {kappa}" for kappa in range(5)

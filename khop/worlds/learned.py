@@ -55,11 +55,11 @@ class Imagination:
     """Predict the next state linearly."""
     ensemble: int = 5
     """Models per agent."""
-    window: int = 2
+    window: int = 1
     """Steps that models are trained to predict open-loop."""
     model_batch: int = 128
     """Windows in a gradient step of each model."""
-    model_learning_rate: float = 3e-3
+    model_learning_rate: float = 6e-3
     """Adam's step size for the models."""
     fit_rounds: int = 5
     """At most so many rounds of 25 gradient steps after each batch of real experience."""
