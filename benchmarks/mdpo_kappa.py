@@ -9,32 +9,37 @@ docs/results/mdpo_kappa.csv and the figure beside it.
 from __future__ import annotations
 
 from study import Study, Variant
-from sweep import main
+from sweep import Families, main
 
-DEFAULT = {"kappa_critic": 4, "kappa_actor": 1, "kappa_model": 1}  # on platoons
-FAMILIES = {
-    option.removeprefix("kappa_"): {
-        kappa: "default" if kappa == default else f"{option.removeprefix('kappa_')} {kappa}" for kappa in range(5)
-    }
-    for option, default in DEFAULT.items()
-}
+import khop
+from khop.methods import METHODS
+
+PARTS = ("critic", "actor", "model")
+KAPPAS = range(5)
 STUDY = Study(
     "mdpo_kappa",
-    [Variant("default", "mdpo", 30_000, DEFAULT)]
-    + [
-        Variant(variant, "mdpo", 30_000, DEFAULT | {f"kappa_{part}": kappa})
-        for part, family in FAMILIES.items()
-        for kappa, variant in family.items()
-        if variant != "default"
-    ],
+    [Variant("default", "mdpo", 30_000)]
+    + [Variant(f"{part} {kappa}", "mdpo", 30_000, {f"kappa_{part}": kappa}) for part in PARTS for kappa in KAPPAS],
 )
+
+
+def families(system: str) -> Families:
+    """κ of each part; what is the default on this system, is trained once for all parts."""
+    default = METHODS["mdpo"].resolved(khop.make(system).spec)
+    assert default.imagination is not None
+    kappas = (default.kappa_critic, default.kappa_actor, default.imagination.kappa_model)
+    return {
+        part: {kappa: "default" if kappa == usual else f"{part} {kappa}" for kappa in KAPPAS}
+        for part, usual in zip(PARTS, kappas, strict=True)
+    }
+
 
 if __name__ == "__main__":
     main(
         __doc__,
         STUDY,
-        ["platoon-catchup", "platoon-slowdown"],
-        FAMILIES,
+        ["platoon-catchup", "platoon-slowdown", "ring"],
+        families,
         "κ",
         {"model_error_1": "model error, 1 step", "training_scalars": "scalars per agent and step"},
     )

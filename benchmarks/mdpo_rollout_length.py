@@ -36,8 +36,8 @@ if __name__ == "__main__":
     main(
         __doc__,
         STUDY,
-        ["platoon-catchup", "platoon-slowdown"],
-        {"T": {length: f"T {length}" for length in LENGTHS}},
+        ["platoon-catchup", "platoon-slowdown", "ring"],
+        lambda _: {"T": {length: f"T {length}" for length in LENGTHS}},
         "T [steps]",
         {"model_error_1": "model error, 1 step", "model_error_25": "model error, 25 steps"},
     )

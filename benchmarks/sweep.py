@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ def main(
     description: str | None,
     study: Study,
     systems: Sequence[str],
-    families: Families,
+    families: Callable[[str], Families],
     label: str,
     columns: dict[str, str],
 ) -> None:
@@ -29,15 +29,21 @@ def main(
         description: for ``--help``.
         study: all variants.
         systems: to choose from.
-        families: by what is varied, the variant that has each value of it.
+        families: of a system: by what is varied, the variant that has each value of it.
         label: of the x axis.
         columns: of the results, to draw below the return, with their labels.
     """
     chosen = arguments(description, systems, [variant.name for variant in study.variants])
+    for system in chosen.systems:
+        varied = {variant for family in families(system).values() for variant in family.values()}
+        variants = [variant for variant in chosen.variants if variant in varied]
+        if chosen.quick:
+            report(study.quick([system], variants), study, [system], columns)
+        else:
+            study.run([system], chosen.seeds, variants)
     if chosen.quick:
-        report(study.quick(chosen.systems, chosen.variants), study, chosen.systems, columns)
         return
-    rows = study.run(chosen.systems, chosen.seeds, chosen.variants)
+    rows = study.rows()
     report(rows, study, systems, columns)
     print(draw(study, rows, systems, families, label, columns))
 
@@ -65,7 +71,7 @@ def draw(
     study: Study,
     rows: Sequence[Row],
     systems: Sequence[str],
-    families: Families,
+    families: Callable[[str], Families],
     label: str,
     columns: dict[str, str],
 ) -> Path:
@@ -77,7 +83,7 @@ def draw(
         grid = figure.subplots(len(shown), len(begun), squeeze=False, sharex="col")
         for axes_column, system in zip(grid.T, begun, strict=True):
             for axes, (column, ylabel) in zip(axes_column, shown.items(), strict=True):
-                for colour, (family, variants) in zip(COLOURS, families.items(), strict=False):
+                for colour, (family, variants) in zip(COLOURS, families(system).items(), strict=False):
                     each = {str(x): abs(final(rows, system, variant, column)) for x, variant in variants.items()}
                     found = {x: values for x, values in each.items() if len(values)}
                     if found:
@@ -97,6 +103,5 @@ def draw(
                 axes.set(ylabel=ylabel, yscale="linear" if column.endswith("scalars") else "log")
             axes_column[0].set_title(system)
             axes_column[-1].set_xlabel(label)
-        if len(families) > 1:
-            grid[0, 0].legend()
+        grid[0, 0].legend()
         return save(figure, study.results.with_suffix(".png"))
