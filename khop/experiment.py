@@ -107,7 +107,7 @@ class Run:
     def _newest(self) -> tuple[TrainingState, int]:
         if not self.folder.saved() and not self.folder.read(METRICS):  # stopped before its first checkpoint
             return self.training.init_seeds(self.seeds), 0
-        like = eqx.filter_eval_shape(self.training.init_seeds, self.seeds)
+        like = self.training.like(self.seeds)
         return self.folder.load(self.folder.newest(self.origin), like)
 
     @property

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from khop.agents.policies import Actors, Critics
 from khop.agents.recurrent import RecurrentActors
@@ -208,8 +208,11 @@ class Training:
 
     def init_seeds(self, seeds: list[int]) -> TrainingState:
         """One independent state per seed, stacked."""
-        keys = jnp.stack([jax.random.PRNGKey(seed) for seed in seeds])  # plain arrays, which a file can hold
-        return self.placed(_quickly_compiled(eqx.filter_vmap(self.init))(keys))
+        return self.placed(_quickly_compiled(eqx.filter_vmap(self.init))(_stacked_keys(seeds)))
+
+    def like(self, seeds: list[int]) -> TrainingState:
+        """Shapes and types of the seeds' states, stacked, without computing them."""
+        return eqx.filter_eval_shape(eqx.filter_vmap(self.init), _stacked_keys(seeds))
 
     def placed(self, state: TrainingState) -> TrainingState:
         """The state on every device, as an iteration leaves it: of any other, one more program would be compiled."""
@@ -254,6 +257,10 @@ class Training:
             return eqx.combine(arrays, rest), metrics
 
         return all_seeds
+
+
+def _stacked_keys(seeds: list[int]) -> UInt32[Array, "seeds 2"]:
+    return jnp.stack([jax.random.PRNGKey(seed) for seed in seeds])  # plain arrays, which a file can hold
 
 
 def _quickly_compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -175,15 +175,14 @@ def test_the_reported_error_is_that_of_predictions_on_held_out_experience() -> N
 
 
 def test_predictions_are_near_what_really_happens() -> None:
-    """From the same states, under the same actions: one step of the models against one step of the platoon."""
+    """From the same states, under the same actions: single steps of the models against those of the platoon."""
     training, state, _ = practised()
     real = real_experience(training, state)
     learned = state.learned
-    obs, action = real.obs[0], real.action[0]
+    obs, action, next_obs = (x.reshape(-1, *x.shape[2:]) for x in (real.obs, real.action, real.next_obs))
     models = jax.tree.map(lambda leaf: leaf[0] if eqx.is_array(leaf) else leaf, learned.models)
     predicted = models.next_obs(learned.scales, obs, models.inputs(learned.scales, obs, action))
-    change = np.abs(real.next_obs[0] - obs).mean()
-    assert np.abs(predicted - real.next_obs[0]).mean() < 0.5 * change
+    assert np.abs(predicted - next_obs).mean() < 0.25 * np.abs(next_obs - obs).mean()
 
 
 def test_branches_end_when_trust_does() -> None:
@@ -242,7 +241,7 @@ def test_memory_and_models_survive_a_checkpoint(tmp_path: Path) -> None:
     state, _ = iterate(training.init_seeds([3]))
     folder = RunFolder.create(tmp_path / "run", {})
     folder.save(state, 400, {})
-    like = eqx.filter_eval_shape(training.init_seeds, [3])
+    like = training.like([3])
     restored, env_steps = folder.load(folder.newest({}), like)
     assert env_steps == 400
     (expected, log), (found, other) = iterate(state), iterate(restored)
