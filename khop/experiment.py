@@ -281,7 +281,7 @@ def configured(method: Method, **options: Any) -> Method:
 
 def _continue(run: Run, state: TrainingState, env_steps: int, watchers: Sequence[Watcher]) -> Run:
     """Train from a state to the run's budget."""
-    iterate, state = run.training.compiled(), run.training.placed(state)
+    iterate, state = run.training.compiled(), run.training.put(state)
     every = run.config["evaluate_every"]
     past = run.folder.read(METRICS)
     started = time.monotonic() - (float(past[-1]["wall_s"]) if past else 0.0)

@@ -58,7 +58,15 @@ def spread(tree: Tree, devices: Mesh | None, axis: int) -> Tree:
 
 
 def everywhere(tree: Tree, devices: Mesh | None) -> Tree:
-    """The same arrays, each device holding all of them."""
+    """The same arrays, each device holding all of them; within compiled programs."""
+    if devices is None:
+        return tree
+    arrays, rest = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(jax.lax.with_sharding_constraint(arrays, NamedSharding(devices, PartitionSpec())), rest)
+
+
+def put_everywhere(tree: Tree, devices: Mesh | None) -> Tree:
+    """The same for arrays in hand, at once; a program's results, though, it would leave where XLA likes them."""
     if devices is None:
         return tree
     arrays, rest = eqx.partition(tree, eqx.is_array)

@@ -18,7 +18,7 @@ from khop.hosts.system import HostedSystem
 from khop.learners.ppo import METRICS, LearnerState, Samples
 from khop.learners.recurrent import RecurrentPPO, RecurrentState
 from khop.methods import Method
-from khop.sharding import everywhere, mesh
+from khop.sharding import everywhere, mesh, put_everywhere
 from khop.system import System
 from khop.trajectory import Trajectory
 from khop.worlds.hosted import HostedState, HostedWorld
@@ -208,14 +208,18 @@ class Training:
 
     def init_seeds(self, seeds: list[int]) -> TrainingState:
         """One independent state per seed, stacked."""
-        return self.placed(_quickly_compiled(eqx.filter_vmap(self.init))(_stacked_keys(seeds)))
+        return self.put(_quickly_compiled(eqx.filter_vmap(self.init))(_stacked_keys(seeds)))
 
     def like(self, seeds: list[int]) -> TrainingState:
         """Shapes and types of the seeds' states, stacked, without computing them."""
         return eqx.filter_eval_shape(eqx.filter_vmap(self.init), _stacked_keys(seeds))
 
+    def put(self, state: TrainingState) -> TrainingState:
+        """The state on every device, as an iteration leaves it: for any other, one more program would be compiled."""
+        return put_everywhere(state, mesh(self.system.spec.n))
+
     def placed(self, state: TrainingState) -> TrainingState:
-        """The state on every device, as an iteration leaves it: of any other, one more program would be compiled."""
+        """The same within an iteration."""
         return everywhere(state, mesh(self.system.spec.n))
 
     def compiled(self) -> Callable[[TrainingState], tuple[TrainingState, dict[str, Array]]]:

@@ -33,8 +33,12 @@ small = dataclasses.replace(METHODS[name], hidden=(8,), environments=4, rollout=
 system = khop.make("warehouse", side=2, horizon=10) if name == "dials" else khop.make("platoon-catchup", vehicles=4)
 training = Training(system, small, 1000)
 iterate, state = training.compiled(), training.init_seeds([0])
-for _ in range(3):
+state, _ = iterate(state)
+compiled = []
+jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append("backend" in event))
+for _ in range(2):
     state, metrics = iterate(state)
+assert not any(compiled), "the second iteration was compiled again"
 weights = jax.tree.leaves(state.learner.actors.networks)[0]
 print(json.dumps([len(weights.sharding.device_set), {name: float(value[0]) for name, value in metrics.items()}]))
 """
