@@ -15,7 +15,7 @@ install: $(VENV)/.core ## install khop into .venv
 install-dev: $(VENV)/.dev ## install khop with every extra and the development tools
 
 demo: install ## train a platoon of eight vehicles on little real experience, evaluate and plot it (about two minutes)
-	$(BIN)/khop train platoon-catchup mdpo --steps 7200
+	$(BIN)/khop train platoon-catchup mdpo --steps 9600
 
 test: install-dev ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
