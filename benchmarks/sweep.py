@@ -34,18 +34,24 @@ def main(
         columns: of the results, to draw below the return, with their labels.
     """
     chosen = arguments(description, systems, [variant.name for variant in study.variants])
-    for system in chosen.systems:
-        varied = {variant for family in families(system).values() for variant in family.values()}
-        variants = [variant for variant in chosen.variants if variant in varied]
-        if chosen.quick:
-            report(study.quick([system], variants), study, [system], columns)
-        else:
-            study.run([system], chosen.seeds, variants)
+    variants = {system: [v for v in chosen.variants if v in names(families(system))] for system in chosen.systems}
+    for system, some in variants.items():
+        if not some:
+            raise SystemExit(f"On {system} choose among the variants {', '.join(names(families(system)))}.")
     if chosen.quick:
+        for system, some in variants.items():
+            report(study.quick([system], some), study, [system], columns)
         return
+    for system, some in variants.items():
+        study.run([system], chosen.seeds, some)
     rows = study.rows()
     report(rows, study, systems, columns)
     print(draw(study, rows, systems, families, label, columns))
+
+
+def names(families: Families) -> list[str]:
+    """All variants of the families, once each."""
+    return list(dict.fromkeys(variant for family in families.values() for variant in family.values()))
 
 
 def final(rows: Sequence[Row], system: str, variant: str, column: str) -> np.ndarray:

@@ -59,18 +59,19 @@ def spread(tree: Tree, devices: Mesh | None, axis: int) -> Tree:
 
 def everywhere(tree: Tree, devices: Mesh | None) -> Tree:
     """The same arrays, each device holding all of them; within compiled programs."""
-    if devices is None:
-        return tree
-    arrays, rest = eqx.partition(tree, eqx.is_array)
-    return eqx.combine(jax.lax.with_sharding_constraint(arrays, NamedSharding(devices, PartitionSpec())), rest)
+    return _held(jax.lax.with_sharding_constraint, tree, devices)
 
 
 def put_everywhere(tree: Tree, devices: Mesh | None) -> Tree:
-    """The same for arrays in hand, at once; a program's results, though, it would leave where XLA likes them."""
+    """The same for arrays in hand. (Within a program ``device_put`` would leave the results wherever XLA likes.)"""
+    return _held(jax.device_put, tree, devices)
+
+
+def _held(place: Callable[[Any, NamedSharding], Any], tree: Tree, devices: Mesh | None) -> Tree:
     if devices is None:
         return tree
     arrays, rest = eqx.partition(tree, eqx.is_array)
-    return eqx.combine(jax.device_put(arrays, NamedSharding(devices, PartitionSpec())), rest)
+    return eqx.combine(place(arrays, NamedSharding(devices, PartitionSpec())), rest)
 
 
 def each_agent(function: Callable, arguments: PyTree) -> PyTree:
