@@ -35,6 +35,7 @@ from khop.worlds.memory import Memory, Windows
 LONGEST = 200  # steps up to which errors are measured
 HORIZONS = (1, 5, 25, 100, 200)  # steps ahead at which the log tells the error
 HELD_OUT_WINDOWS = 128
+DRAWS = 8  # of so many windows that tell the error one step ahead, which few, rare steps make up
 VALIDATION_ROUND = 25  # gradient steps between two looks at the held-out error
 AVERAGING = 0.04  # share of the newest parameters in their running average
 PATIENCE = 4  # rounds without progress before an agent's models stop learning
@@ -155,18 +156,22 @@ class LearnedWorld(eqx.Module):
         start = spread((state.models, state.moments), devices, axis=1)
         models, moments, rounds = self._learn(learn_key, memory, scales, held_out, *start)
         models, moments = everywhere((models, moments), devices)
-        near_key, far_key = jax.random.split(error_key)
+        next_key, near_key, far_key = jax.random.split(error_key, 3)
+        draws = jax.lax.map(
+            lambda key: self._errors(key, memory, scales, models, 1), jax.random.split(next_key, DRAWS)
+        )
+        one = jax.tree.map(lambda error: error.mean(0), draws)
         near = self._errors(near_key, memory, scales, models, self.options.branch_length)
         far = self._errors(far_key, memory, scales, models, min(LONGEST, self.steps - 1))
-        error = jnp.concatenate([near.of_change, far.of_change[len(near.of_change) :]])
+        error = jnp.concatenate([one.of_change, near.of_change[1:], far.of_change[len(near.of_change) :]])
         known = memory.added > 1  # before the second segment nothing is held out
         error = jnp.where(known, error, 1.0)
         state = LearnedState(memory, models, moments, scales, error)
         ahead = {f"model_error_{h}": error[h - 1].mean() for h in HORIZONS if h <= len(error)}
         return state, ahead | {
             "model_error_worst_agent": error[0].max(),
-            "model_error_of_state_worst_agent": jnp.where(known, near.of_state[0], 1.0).max(),
-            "model_disagreement": near.disagreement,
+            "model_error_of_state_worst_agent": jnp.where(known, one.of_state[0], 1.0).max(),
+            "model_disagreement": one.disagreement,
             "model_gradient_steps": rounds * VALIDATION_ROUND,
         }
 
