@@ -31,8 +31,7 @@ EPISODES = 100
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A system, the share of the speed of uniform flow that is wanted, budgets in real steps by method, and what differs
-    from the methods' defaults."""
+    """A system, the share of the speed of uniform flow that is wanted, budgets in real steps by method, and options."""
 
     system: str
     parameters: dict[str, Any]
@@ -42,11 +41,11 @@ class Task:
 
 
 TASKS = {
-    "ring-22": Task("ring", {}, 0.97, {"dppo": 200_000, "mdpo": 30_000}),
+    "ring-22": Task("ring", {}, 0.97, {"dppo": 200_000, "mdpo": 18_000}),
     # Flow's reward and discount: one vehicle's braking reaches the last one behind it after half a minute, and only a
     # price on accelerating tells it soon what to do. 0.73 is FollowerStopper's share.
     "ring-1": Task("ring", {"controlled": 1, "reward": "flow"}, 0.73, {"dppo": 600_000}, {"discount": 0.999}),
-    "eight": Task("figure-eight", {}, 0.29, {"dppo": 200_000, "mdpo": 30_000}),  # 1.2 × all human
+    "eight": Task("figure-eight", {}, 0.29, {"dppo": 200_000, "mdpo": 18_000}),  # 1.2 × all human
 }
 
 

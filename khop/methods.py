@@ -115,9 +115,6 @@ class Method:
     def resolved(self, spec: Spec) -> Method:
         """The method with nothing left open."""
         kappa_actor, kappa_critic = self.kappas(spec)
-        learner = self.learner
-        if learner.reward_limit is None:
-            learner = dataclasses.replace(learner, reward_limit=spec.reward_limit)
         environments, rollout = self.environments, self.rollout
         if spec.whole_episodes and rollout % spec.horizon:  # at least as large a batch, in whole episodes
             rollout = -(-self.rollout // spec.horizon) * spec.horizon
@@ -128,7 +125,7 @@ class Method:
             kappa_critic=kappa_critic,
             environments=environments,
             rollout=rollout,
-            learner=learner,
+            learner=self.learner.resolved(spec),
         )
 
 

@@ -90,6 +90,7 @@ class Spec:
         kappa_actor, kappa_critic: hops that suit this system where a method leaves them open.
         reward_limit: the size beyond which a step's reward tells of disaster rather than of better and worse; learners
             count what lies beyond as this much unless told otherwise. None: there is no such size.
+        discount: γ that suits how long an action is felt, in control intervals; learners use it unless told otherwise.
         whole_episodes: experience is collected in whole episodes, as from a simulator whose state cannot be put aside.
     """
 
@@ -105,6 +106,7 @@ class Spec:
     kappa_actor: Kappa = 1
     kappa_critic: Kappa = 1
     reward_limit: float | None = None
+    discount: float = 0.99
     whole_episodes: bool = False
 
     @property

@@ -258,7 +258,7 @@ def bounds(arguments: Arguments) -> None:
     if r_max is None or r_max == float("inf"):
         raise InputError("This run limits no rewards: give the largest size of one as --r-max.")
     settings: dict[str, Any] = {
-        "gamma": learner.discount,
+        "gamma": learner.gamma,
         "r_max": r_max,
         "kappa": run.method.kappas(run.system.spec)[1],
         "branch_length": imagination.branch_length if imagination else 0,

@@ -26,6 +26,7 @@ from khop.agents.stacked import leading
 from khop.errors import InputError
 from khop.learners.losses import clipped_surrogate, divergence, squared_error, standardised
 from khop.sharding import everywhere, mesh, spread
+from khop.system import Spec
 from khop.topology import Neighbourhood
 from khop.trajectory import Trajectory, generalised_advantages
 
@@ -101,8 +102,8 @@ class PPO:
     """Passes over each batch."""
     minibatches: int = 20
     """Gradient steps in a pass."""
-    discount: float = 0.99
-    """γ."""
+    discount: float | None = None
+    """γ; None for what suits the system."""
     trace: float = 0.95
     """λ of the generalised advantages."""
     clip: float = 0.2
@@ -123,10 +124,22 @@ class PPO:
     def __post_init__(self) -> None:
         for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
-            if not low <= value <= high:  # NaN fails too
+            if value is not None and not low <= value <= high:  # NaN fails too
                 raise InputError(f"{name} must lie between {low:g} and {high:g}, not {value:g}.")
         if self.reward_limit is not None and not self.reward_limit > 0:
             raise InputError(f"reward_limit must be above 0 (inf: no limit), not {self.reward_limit:g}.")
+
+    def resolved(self, spec: Spec) -> PPO:
+        """The learner with what it left open as the system suggests."""
+        suited = {name: getattr(spec, name) for name in ("discount", "reward_limit") if getattr(self, name) is None}
+        return dataclasses.replace(self, **suited)
+
+    @property
+    def gamma(self) -> float:
+        """γ, once it has been chosen."""
+        if self.discount is None:
+            raise InputError("The learner's discount is open: resolve it for a system, or set it.")
+        return self.discount
 
     def init(self, actors: Actors, critics: Critics, feedback: Neighbourhood) -> LearnerState:
         """Fresh optimisers for fresh networks; ``feedback`` says over whom each agent's advantage is averaged."""
@@ -193,14 +206,14 @@ class PPO:
         if self.reward_limit is not None:
             reward = jnp.clip(reward, -self.reward_limit, self.reward_limit)
         # A lost episode repeats its last reward for ever.
-        next_value = jnp.where(trajectory.lost, reward / max(1 - self.discount, 1e-4), next_value)
+        next_value = jnp.where(trajectory.lost, reward / max(1 - self.gamma, 1e-4), next_value)
         advantage = generalised_advantages(
             reward,
             value,
             next_value,
             trajectory.terminated,
             trajectory.ended,
-            self.discount,
+            self.gamma,
             self.trace,
         )
         target = advantage + value

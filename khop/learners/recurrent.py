@@ -95,9 +95,9 @@ class RecurrentPPO:
         if options.reward_limit is not None:
             reward = jnp.clip(reward, -options.reward_limit, options.reward_limit)
         # A lost episode repeats its last reward for ever.
-        next_value = jnp.where(trajectory.lost, reward / max(1 - options.discount, 1e-4), next_value)
+        next_value = jnp.where(trajectory.lost, reward / max(1 - options.gamma, 1e-4), next_value)
         advantage = generalised_advantages(
-            reward, value, next_value, trajectory.terminated, trajectory.ended, options.discount, options.trace
+            reward, value, next_value, trajectory.terminated, trajectory.ended, options.gamma, options.trace
         )
         target = advantage + value
         new = state.value_scale.updated(target, share)

@@ -157,9 +157,7 @@ class LearnedWorld(eqx.Module):
         models, moments, rounds = self._learn(learn_key, memory, scales, held_out, *start)
         models, moments = everywhere((models, moments), devices)
         next_key, near_key, far_key = jax.random.split(error_key, 3)
-        draws = jax.lax.map(
-            lambda key: self._errors(key, memory, scales, models, 1), jax.random.split(next_key, DRAWS)
-        )
+        draws = jax.lax.map(lambda key: self._errors(key, memory, scales, models, 1), jax.random.split(next_key, DRAWS))
         one = jax.tree.map(lambda error: error.mean(0), draws)
         near = self._errors(near_key, memory, scales, models, self.options.branch_length)
         far = self._errors(far_key, memory, scales, models, min(LONGEST, self.steps - 1))

@@ -118,7 +118,7 @@ def test_advantages_are_averaged_over_neighbours_and_standardised() -> None:
 
 def test_repeated_samples_are_the_same_moments_each_as_often() -> None:
     """Twice as many weigh all moments alike, so one gradient step on all of them is the same step."""
-    learner = PPO(epochs=1, minibatches=1, entropy=0.0)
+    learner = PPO(discount=0.99, epochs=1, minibatches=1, entropy=0.0)
     state = learner_state(learner)
     state, samples = eqx.filter_jit(learner.prepare)(state, experience(state))
     total = samples.log_prob.shape[1]

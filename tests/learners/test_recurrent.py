@@ -18,7 +18,7 @@ from khop.worlds.real import RealWorld
 
 B, T, L, H = 3, 12, 4, 6
 SYSTEM = khop.make("warehouse", horizon=5)  # no multiple of L: episodes end inside sequences
-OPTIONS = PPO(sequence=L, minibatches=3, epochs=1, entropy=0.0, anneal=False)
+OPTIONS = PPO(discount=0.99, sequence=L, minibatches=3, epochs=1, entropy=0.0, anneal=False)
 HOOD = SYSTEM.topology.neighbourhood(0)
 
 

@@ -76,7 +76,9 @@ class VoltageControl(System):
     """Who decides: one agent per zone, or per inverter."""
     barrier: Barrier = "bowl"
     """What voltages cost."""
-    effort: float = 0.01
+    margin: float = 0.005
+    """By how much, in pu, the band that rewards ask for is narrower than the real one, on either side."""
+    effort: float = 0.003
     """Cost of running all inverters' full apparent power as reactive power, against costs of voltages."""
     limit: float = 0.8
     """Largest fraction of an inverter's remaining apparent power that is used."""
@@ -101,6 +103,8 @@ class VoltageControl(System):
             raise InputError(f"{name} a limit above 0 and at most 1, not {self.limit:g}.")
         if self.levels < 0 or self.levels == 1:
             raise InputError(f"{name} levels to be 0, for continuous actions, or at least 2, not {self.levels}.")
+        if not 0 <= self.margin < HIGH - 1:
+            raise InputError(f"{name} a margin from 0 to below {HIGH - 1:.2f} pu, not {self.margin:g}.")
         if not 0 < self.photovoltaics <= 10:
             raise InputError(f"{name} photovoltaics above 0 and at most 10, not {self.photovoltaics:g}.")
         for field, most in (("effort", 1e6), ("noise", 0.2), ("failure_penalty", 1e6)):
@@ -195,7 +199,8 @@ class VoltageControl(System):
 
     def _cost(self, voltage: Float[Array, " N"], reactive: Float[Array, " I"]) -> Float[Array, " n"]:
         """Each agent's share of the mean cost over all buses and of the mean use of all inverters."""
-        buses = self.plant.per_agent(barrier_cost(self.barrier, voltage), 0.0).sum(1) / voltage.size
+        asked = 1 + (voltage - 1) * ((HIGH - 1) / (HIGH - 1 - self.margin))
+        buses = self.plant.per_agent(barrier_cost(self.barrier, asked), 0.0).sum(1) / voltage.size
         used = self.plant.per_slot(abs(reactive) / self.plant.apparent).sum(1) / reactive.size
         return buses + self.effort * used
 
@@ -289,6 +294,7 @@ def _spec(plant: Plant, limit: float, levels: int, horizon: int) -> Spec:
         action=action,
         horizon=horizon,
         control_interval_s=60.0 * STEP,
+        discount=0.0,  # what inverters do in one interval is over in the next
         metrics={
             "return": "reward/step",
             "controllable_ratio": "share of steps",
