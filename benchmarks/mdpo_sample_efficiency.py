@@ -19,6 +19,7 @@ from study import Row, Study, Variant, arguments, by_seed, median_and_range
 
 from khop.report.style import COLOURS, MUTED, save, styled
 
+WARM_UP = 1200  # real steps before the first imagined batch: two batches, one to learn from and one to judge by
 SYSTEMS = {"platoon-catchup": -41.0, "platoon-slowdown": -325.9}  # the best constant pair over 1000 episodes
 STUDY = Study(
     "mdpo_sample_efficiency",
@@ -47,8 +48,10 @@ def draw(rows: Sequence[Row]) -> Path:
                         x, name = np.median(runs[..., column], axis=0), f"{method}, {len(runs)} seeds"
                         median_and_range(axes, x, -runs[..., 2], color=colour, label=name)
                 axes.axhline(-bar, color=MUTED, linestyle=":", label="best constant pair")
+                if column == 0:
+                    axes.axvspan(600, WARM_UP, color=MUTED, alpha=0.2, linewidth=0, label="warm-up of mdpo")
                 axes.set(xscale="log", yscale="log", xlabel=label, ylabel="cost, −return [1/step]", title=system)
-        grid[0, 0].legend()
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
         return save(figure, STUDY.results.with_suffix(".png"))
 
 
