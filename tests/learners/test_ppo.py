@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from toys import with_random_weights
 
 from khop.agents.policies import Actors, Critics
+from khop.errors import InputError
 from khop.learners.losses import standardised
 from khop.learners.ppo import PPO, LearnerState, Samples
 from khop.system import DiscreteActions, Spec
@@ -188,6 +190,14 @@ def test_rewards_beyond_the_limit_count_as_the_limit() -> None:
     left, right = prepared(limited, state, trajectory), prepared(ONE_STEP, state, cut)
     np.testing.assert_allclose(left.target, right.target, rtol=1e-6)
     np.testing.assert_allclose(left.advantage, right.advantage, rtol=1e-6)
+
+
+def test_what_a_learner_leaves_open_is_as_the_system_suggests() -> None:
+    spec = dataclasses.replace(SPEC, discount=0.5, reward_limit=3.0)
+    assert (PPO().resolved(spec).gamma, PPO().resolved(spec).reward_limit) == (0.5, 3.0)
+    assert (PPO(discount=0.0).resolved(spec).gamma, PPO(reward_limit=1.0).resolved(spec).reward_limit) == (0.0, 1.0)
+    with pytest.raises(InputError, match="discount is open"):
+        _ = PPO().gamma
 
 
 def test_a_lost_episode_repeats_its_last_reward_for_ever() -> None:

@@ -103,11 +103,9 @@ class VoltageControl(System):
             raise InputError(f"{name} a limit above 0 and at most 1, not {self.limit:g}.")
         if self.levels < 0 or self.levels == 1:
             raise InputError(f"{name} levels to be 0, for continuous actions, or at least 2, not {self.levels}.")
-        if not 0 <= self.margin < HIGH - 1:
-            raise InputError(f"{name} a margin from 0 to below {HIGH - 1:.2f} pu, not {self.margin:g}.")
         if not 0 < self.photovoltaics <= 10:
             raise InputError(f"{name} photovoltaics above 0 and at most 10, not {self.photovoltaics:g}.")
-        for field, most in (("effort", 1e6), ("noise", 0.2), ("failure_penalty", 1e6)):
+        for field, most in (("margin", 0.04), ("effort", 1e6), ("noise", 0.2), ("failure_penalty", 1e6)):
             if not 0 <= getattr(self, field) <= most:
                 raise InputError(f"{name} {field} from 0 to {most:g}, not {getattr(self, field):g}.")
 

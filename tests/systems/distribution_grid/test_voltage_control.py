@@ -55,13 +55,14 @@ def test_barriers_are_those_of_the_article() -> None:
         np.testing.assert_allclose(barrier_cost(name, jnp.asarray(voltage)), values, atol=2e-5)
 
 
-@pytest.mark.parametrize("agents", ["zone", "inverter"])
-def test_rewards_add_up_to_the_cost_of_the_grid(agents: str, noon: GridState) -> None:
-    system = khop.make("grid-33", agents=agents, effort=0.5, noise=0.0)
+@pytest.mark.parametrize(("agents", "margin"), [("zone", 0.0), ("inverter", 0.0), ("zone", 0.01)])
+def test_rewards_add_up_to_the_cost_of_the_grid(agents: str, margin: float, noon: GridState) -> None:
+    system = khop.make("grid-33", agents=agents, effort=0.5, margin=margin, noise=0.0)
     action = system.spec.action.sample(jax.random.key(1))
     done = step(system, noon, action)
     voltage, used = done.info["voltage"], abs(done.info["reactive"]) / (1.2 * 8.75 / 6)
-    np.testing.assert_allclose(done.reward.sum(), -barrier_cost("bowl", voltage).mean() - 0.5 * used.mean(), rtol=1e-5)
+    asked = 1 + (voltage - 1) * 0.05 / (0.05 - margin)  # at the edge of the band once ``margin`` before it
+    np.testing.assert_allclose(done.reward.sum(), -barrier_cost("bowl", asked).mean() - 0.5 * used.mean(), rtol=1e-5)
     assert done.reward.shape == (4 if agents == "zone" else 6,)
 
 
@@ -233,6 +234,7 @@ def test_evaluation_is_on_days_that_training_never_sees() -> None:
         ({"levels": 1}, "levels to be 0"),
         ({"noise": -0.1}, "noise from 0 to 0.2"),
         ({"photovoltaics": 0.0}, "photovoltaics above 0"),
+        ({"margin": 0.05}, "margin from 0 to 0.04"),
         ({"failure_penalty": float("inf")}, "failure_penalty from 0"),
     ],
 )
