@@ -146,12 +146,27 @@ class Run:
 
     def actors(self, seed: int | None = None) -> Any:
         """The trained actors of one seed, by default the first."""
-        seed = self.seeds[0] if seed is None else seed
-        if seed not in self.seeds:
-            raise InputError(f"This run has no seed {seed}: choose from {', '.join(map(str, self.seeds))}.")
-        which = self.seeds.index(seed)
-        actors = self._newest[0].learner.actors
+        which, actors = self._place(seed), self._newest[0].learner.actors
         return jax.tree.map(lambda leaf: leaf[which] if eqx.is_array(leaf) else leaf, actors)
+
+    def model_error(self, seed: int | None = None) -> Float[np.ndarray, "H n"]:
+        """Held-out error of every agent's local models 1, 2, … H steps ahead, as shares of the variance of the change.
+
+        Of the newest checkpoint and one seed, by default the first; 1 where nothing is known yet.
+
+        Raises:
+            InputError: if these agents learn no models.
+        """
+        which, learned = self._place(seed), self._newest[0].learned
+        if learned is None:
+            raise InputError(f"{self.method.name} learns no models whose error could be told.")
+        return np.asarray(learned.error[which])
+
+    def _place(self, seed: int | None) -> int:
+        """Where a seed stands among the run's; the first if none is named."""
+        if seed is not None and seed not in self.seeds:
+            raise InputError(f"This run has no seed {seed}: choose from {', '.join(map(str, self.seeds))}.")
+        return 0 if seed is None else self.seeds.index(seed)
 
     def evaluate(self, episodes: int = 20, controllers: Sequence[str] | None = None, seed: int = 0) -> Table:
         """Learned and classical controllers over the same episodes of the real system.

@@ -479,3 +479,8 @@ def test_a_checkpoint_of_another_system_is_refused(
 
 def test_a_run_is_not_plotted_before_its_first_evaluation(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "has no evaluation yet" in refusal(["plot", str(begun)], begun, capsys)
+
+
+def test_a_run_without_models_has_no_model_error(begun: Path) -> None:
+    with pytest.raises(khop.InputError, match="dppo learns no models"):
+        khop.load(begun).model_error()

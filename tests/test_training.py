@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 
 import khop
+from khop.errors import InputError
 from khop.evaluation import Learned, episode_keys, evaluate_baselines, measure
 from khop.methods import METHODS
+from khop.run import METRICS
 from khop.system import System
 from khop.training import Training, TrainingState
 
@@ -54,3 +57,19 @@ def test_a_seed_learns_the_same_alone_and_beside_others(method: str) -> None:
     for single, both in zip(jax.tree.leaves(alone), jax.tree.leaves(beside), strict=True):
         if eqx.is_array(single):
             np.testing.assert_allclose(single[0], both[1], rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_tells_how_well_each_agents_models_predict(tmp_path: Path) -> None:
+    platoon = khop.make("platoon-catchup", vehicles=3, horizon=30)
+    small = {"rollout": 30, "hidden": (8,), "epochs": 1, "minibatches": 2}
+    models = {"model_hidden": (8,), "ensemble": 2, "fit_rounds": 1, "branches": 4, "branch_length": 5, "rounds": 1}
+    run = khop.train(platoon, "mdpo", steps=90, seeds=[3, 4], episodes=1, out=tmp_path / "run", **small, **models)
+    rows = run.folder.read(METRICS)[-2:]
+    for seed, row in zip((3, 4), rows, strict=True):
+        error = run.model_error(seed)
+        assert error.shape == (29, 3)
+        logged = [float(row[f"model_error_{steps}"]) for steps in (1, 5, 25)]
+        np.testing.assert_allclose(error[[0, 4, 24]].mean(1), logged, rtol=1e-5)
+        assert float(row["model_error_worst_agent"]) == pytest.approx(error[0].max(), rel=1e-5)
+    with pytest.raises(InputError, match="no seed 0"):
+        run.model_error(0)
