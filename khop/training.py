@@ -86,7 +86,7 @@ class Training:
             return None
         neighbourhood = self.method.topology(self.system).neighbourhood(imagination.kappa_model)
         segments = max(imagination.memory // self.method.rollout, 2)
-        return LearnedWorld(self.system, imagination, neighbourhood, segments, self.method.rollout)
+        return LearnedWorld(self.system, imagination, neighbourhood, self.method.share, segments, self.method.rollout)
 
     @property
     def steps_per_iteration(self) -> int:

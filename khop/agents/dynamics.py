@@ -105,6 +105,7 @@ class LocalModels(eqx.Module):
         neighbourhood: Neighbourhood,
         hidden: tuple[int, ...],
         linear: bool,
+        share: bool,
         *,
         key: PRNGKeyArray,
     ):
@@ -116,9 +117,9 @@ class LocalModels(eqx.Module):
             network = mlp(inputs, () if linear else hidden, spec.d, 0.1, jax.nn.silu, key=key)
             return network if linear else LinearPlus(inputs, spec.d, network)
 
-        self.transition = Stacked(transition, spec.n, False, key=keys[0])
+        self.transition = Stacked(transition, spec.n, share, key=keys[0])
         self.outcome = Stacked(
-            lambda key: mlp(inputs + spec.d, hidden, 4, 0.1, jax.nn.silu, key=key), spec.n, False, key=keys[1]
+            lambda key: mlp(inputs + spec.d, hidden, 4, 0.1, jax.nn.silu, key=key), spec.n, share, key=keys[1]
         )
         self.neighbourhood = neighbourhood
         self.action = spec.action

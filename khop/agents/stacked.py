@@ -33,8 +33,8 @@ class Stacked(eqx.Module):
 
     def agents_first(self, x: Float[Array, "n S f"]) -> Float[Array, "n S g"]:
         """The same for S moments in the order that computes fastest: one batched matrix product a layer."""
-        if self.share:
-            return jax.vmap(jax.vmap(self.network))(x)
+        if self.share:  # one matrix product for all agents
+            return jax.vmap(self.network)(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
         return eqx.filter_vmap(lambda network, rows: jax.vmap(network)(rows))(self.network, x)
 
 

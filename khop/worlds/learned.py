@@ -112,7 +112,7 @@ class LearnedState(eqx.Module):
 
 
 class Errors(NamedTuple):
-    """Mean squared error on held-out experience 1 … H steps ahead, averaged over observation entries."""
+    """Mean squared error on held-out experience 1 … H steps ahead, averaged over the observation entries that vary."""
 
     of_change: Float[Array, "H n"]  # as a share of the variance of the change over as many steps
     of_state: Float[Array, "H n"]  # as a share of the variance of the observation itself
@@ -125,6 +125,7 @@ class LearnedWorld(eqx.Module):
     system: System
     options: Imagination = eqx.field(static=True)
     neighbourhood: Neighbourhood = eqx.field(static=True)
+    share: bool = eqx.field(static=True)  # one set of weights for all agents
     segments: int = eqx.field(static=True)  # room in memory
     steps: int = eqx.field(static=True)  # length of a segment
 
@@ -132,7 +133,7 @@ class LearnedWorld(eqx.Module):
         """Untrained models and an empty memory for what ``like`` is made of."""
         spec, options = self.system.spec, self.options
         models = eqx.filter_vmap(
-            lambda key: LocalModels(spec, self.neighbourhood, options.model_hidden, options.linear, key=key)
+            lambda key: LocalModels(spec, self.neighbourhood, options.model_hidden, options.linear, self.share, key=key)
         )(jax.random.split(key, options.ensemble))
         return LearnedState(
             Memory.empty(self.segments, self.steps, like),
@@ -149,11 +150,12 @@ class LearnedWorld(eqx.Module):
     ) -> tuple[LearnedState, dict[str, Float[Array, ""]]]:
         """Remember fresh experience and learn from all that is remembered."""
         memory = state.memory.add(fresh)
-        scales = measured(memory)
+        scales = measured(memory, self.share)
         held_out_key, learn_key, error_key = jax.random.split(key, 3)
         held_out = memory.windows(held_out_key, HELD_OUT_WINDOWS, self.options.window, held_out=True)
-        devices = mesh(self.system.spec.n)  # each learns the models of its share of the agents
-        start = spread((state.models, state.moments), devices, axis=1)
+        devices = mesh(self.system.spec.n)  # each learns the models of its part of the agents
+        start = (state.models, state.moments)
+        start = everywhere(start, devices) if self.share else spread(start, devices, axis=1)
         models, moments, rounds = self._learn(learn_key, memory, scales, held_out, *start)
         models, moments = everywhere((models, moments), devices)
         next_key, near_key, far_key = jax.random.split(error_key, 3)
@@ -182,7 +184,8 @@ class LearnedWorld(eqx.Module):
         models: LocalModels,
         moments: optax.OptState,
     ) -> tuple[LocalModels, optax.OptState, Int[Array, ""]]:
-        """Gradient steps until no agent's held-out error falls any more; every agent keeps its best models.
+        """Gradient steps until no agent's held-out error falls any more; every agent keeps its best models. Agents that
+        share weights go by their mean error.
 
         What is judged and kept is the running average of the parameters, which is far more precise than where the last
         noisy step has led.
@@ -193,9 +196,9 @@ class LearnedWorld(eqx.Module):
         endings_key, key = jax.random.split(key)
         judged_endings = memory.endings(endings_key, size, so_far)  # too few to hold any out
 
-        def held_out_error(dynamic: LocalModels) -> Float[Array, " n"]:
+        def held_out_error(dynamic: LocalModels) -> Float[Array, "*n"]:
             losses = jax.vmap(lambda one: self.loss(eqx.combine(one, static), scales, held_out, judged_endings))
-            return losses(dynamic).mean(0)
+            return losses(dynamic).mean() if self.share else losses(dynamic).mean(0)
 
         def gradient_step(carry: tuple, key: PRNGKeyArray) -> tuple[tuple, None]:
             dynamic, average, moments, learning = carry
@@ -221,8 +224,8 @@ class LearnedWorld(eqx.Module):
             average: LocalModels
             moments: optax.OptState
             best: LocalModels
-            best_error: Float[Array, " n"]
-            idle: Int[Array, " n"]
+            best_error: Float[Array, "*n"]
+            idle: Int[Array, "*n"]
             round: Int[Array, ""]
             key: PRNGKeyArray
 
@@ -244,10 +247,9 @@ class LearnedWorld(eqx.Module):
             lowest = jnp.minimum(error, search.best_error)
             return Search(dynamic, average, moments, best, lowest, idle, search.round + 1, key)
 
-        n = self.system.spec.n
-        start = Search(
-            dynamic, dynamic, moments, dynamic, held_out_error(dynamic), jnp.zeros(n, int), jnp.zeros((), int), key
-        )
+        error = held_out_error(dynamic)
+        idle = jnp.zeros_like(error, int)
+        start = Search(dynamic, dynamic, moments, dynamic, error, idle, jnp.zeros((), int), key)
         found = jax.lax.while_loop(unfinished, one_round, start)
         return eqx.combine(found.best, static), found.moments, found.round
 
@@ -289,22 +291,27 @@ class LearnedWorld(eqx.Module):
     def _errors(self, key: PRNGKeyArray, memory: Memory, scales: Scales, models: LocalModels, horizon: int) -> Errors:
         """Held-out errors 1 … H steps ahead."""
         windows = memory.windows(key, HELD_OUT_WINDOWS, horizon, held_out=True)
+        varies = scales.low < scales.high
+
+        def over(entries: Bool[Array, "n d"], share: Float[Array, "n d"]) -> Float[Array, " n"]:
+            """Mean over some entries: padding and other constants say nothing of the models."""
+            return jnp.where(entries, share, 0.0).sum(-1) / jnp.maximum(entries.sum(-1), 1)
 
         def ahead(obs: Array, moment: tuple) -> tuple[Array, tuple[Array, Array, Array]]:
             action, target, weight = moment
             following = eqx.filter_vmap(
                 lambda models, obs: models.next_obs(scales, obs, models.inputs(scales, obs, action))
             )(models, obs)
-            change = target - windows.obs
-            mean = jnp.average(change, 0, weights=weight + 1e-9)
-            variance = (weight[:, None, None] * jnp.square(change - mean)).sum(0)
-            unexplained = (weight[:, None, None] * jnp.square(following - target)).mean(0).sum(0)
-            scale = jnp.square(scales.change_spread) * 1e-3  # a constant is as well known as can be
+            change, weights = target - windows.obs, weight + 1e-9
+            variance = jnp.average(jnp.square(change - jnp.average(change, 0, weights=weights)), 0, weights=weights)
+            unexplained = jnp.average(jnp.square(following - target).mean(0), 0, weights=weights)
+            moves = variance > SMALLEST_SPREAD**2
+            least = jnp.square(scales.change_spread) * 1e-3  # what moves may hardly do so in these windows
+            of_change = over(moves, unexplained / (variance + least))
+            of_state = over(varies, unexplained / jnp.square(scales.obs_spread))
+            disagreement = over(moves, jnp.var(following, axis=0).mean(0) / jnp.square(scales.change_spread)).mean()
             few = weight.mean() < FEWEST
-            of_change = jnp.where(few, 1.0, (unexplained + scale) / (variance + scale))
-            of_state = jnp.where(few, 1.0, unexplained / weight.sum() / jnp.square(scales.obs_spread))
-            spread = jnp.var(following, axis=0).mean(0) / jnp.square(scales.change_spread)
-            return following, (of_change.mean(-1), of_state.mean(-1), spread.mean())
+            return following, (jnp.where(few, 1.0, of_change), jnp.where(few, 1.0, of_state), disagreement)
 
         start = jnp.broadcast_to(windows.obs, (self.options.ensemble, *windows.obs.shape))
         in_time = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (windows.action, windows.next_obs, windows.weight))
@@ -384,16 +391,19 @@ def known_reward(system: System) -> Callable[[Array, Array, Array], Array]:
     return system.known_reward
 
 
-def measured(memory: Memory) -> Scales:
-    """Scales of the experience that may be trained on."""
+def measured(memory: Memory, share: bool) -> Scales:
+    """Scales of the experience that may be trained on; with ``share`` the same ones for all agents."""
     weight = memory.training[:, None] * jnp.ones((1, memory.steps))
+
+    def alike(per_agent: Array) -> Array:
+        return jnp.broadcast_to(per_agent.mean(0), per_agent.shape) if share else per_agent
 
     def mean_and_spread(x: Array) -> tuple[Array, Array]:
         shaped = leading(weight.reshape(-1), x.reshape(-1, *x.shape[2:]))
         x = x.reshape(-1, *x.shape[2:])
         total = jnp.maximum(shaped.sum(), 1.0)
-        mean = (shaped * x).sum(0) / total
-        spread = jnp.sqrt((shaped * jnp.square(x - mean)).sum(0) / total)
+        mean = alike((shaped * x).sum(0) / total)
+        spread = jnp.sqrt(alike((shaped * jnp.square(x - mean)).sum(0) / total))
         return mean, jnp.where(spread < SMALLEST_SPREAD, 1.0, spread)
 
     moments = memory.moments
@@ -407,7 +417,7 @@ def measured(memory: Memory) -> Scales:
         *mean_and_spread(symlog(moments.reward)),
         low,
         high,
-        *memory.ending_rates,
+        *map(alike, memory.ending_rates),
     )
 
 
