@@ -31,17 +31,13 @@ from khop.system import System
 from khop.topology import Kappa, Neighbourhood
 from khop.trajectory import Trajectory
 from khop.worlds.memory import Memory, Windows
+from khop.worlds.model_error import HELD_OUT_WINDOWS, SMALLEST_SPREAD, farthest, model_error
 
-LONGEST = 200  # steps up to which errors are measured
 HORIZONS = (1, 5, 25, 100, 200)  # steps ahead at which the log tells the error
-HELD_OUT_WINDOWS = 128
-DRAWS = 8  # of so many windows that tell the error one step ahead, which few, rare steps make up
 VALIDATION_ROUND = 25  # gradient steps between two looks at the held-out error
 AVERAGING = 0.04  # share of the newest parameters in their running average
 PATIENCE = 4  # rounds without progress before an agent's models stop learning
 PROGRESS = 0.98  # of the best error so far: what counts as progress
-FEWEST = 0.1  # of the held-out windows that must reach so far ahead; with fewer, all counts as unknown
-SMALLEST_SPREAD = 1e-6  # below it a quantity is a constant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +107,6 @@ class LearnedState(eqx.Module):
         return jnp.sum(jnp.cumprod(below))
 
 
-class Errors(NamedTuple):
-    """Mean squared error on held-out experience 1 … H steps ahead, averaged over the observation entries that vary."""
-
-    of_change: Float[Array, "H n"]  # as a share of the variance of the change over as many steps
-    of_state: Float[Array, "H n"]  # as a share of the variance of the observation itself
-    disagreement: Float[Array, ""]  # variance of the ensemble one step ahead, as a share of that of the change
-
-
 class LearnedWorld(eqx.Module):
     """Where agents practise in what they believe of each other."""
 
@@ -140,7 +128,7 @@ class LearnedWorld(eqx.Module):
             models,
             ADAM.init(eqx.filter(models, eqx.is_inexact_array)),
             Scales.unknown(spec.n, spec.d),
-            jnp.ones((max(min(LONGEST, self.steps - 1), options.branch_length), spec.n)),
+            jnp.ones((farthest(self.steps, options.branch_length), spec.n)),
         )
 
     # Fit --------------------------------------------------------------------------------------------------------------
@@ -158,20 +146,13 @@ class LearnedWorld(eqx.Module):
         start = everywhere(start, devices) if self.share else spread(start, devices, axis=1)
         models, moments, rounds = self._learn(learn_key, memory, scales, held_out, *start)
         models, moments = everywhere((models, moments), devices)
-        next_key, near_key, far_key = jax.random.split(error_key, 3)
-        draws = jax.lax.map(lambda key: self._errors(key, memory, scales, models, 1), jax.random.split(next_key, DRAWS))
-        one = jax.tree.map(lambda error: error.mean(0), draws)
-        near = self._errors(near_key, memory, scales, models, self.options.branch_length)
-        far = self._errors(far_key, memory, scales, models, min(LONGEST, self.steps - 1))
-        error = jnp.concatenate([one.of_change, near.of_change[1:], far.of_change[len(near.of_change) :]])
-        known = memory.added > 1  # before the second segment nothing is held out
-        error = jnp.where(known, error, 1.0)
+        next_step, error = model_error(error_key, memory, scales, models, self.options.branch_length)
         state = LearnedState(memory, models, moments, scales, error)
         ahead = {f"model_error_{h}": error[h - 1].mean() for h in HORIZONS if h <= len(error)}
         return state, ahead | {
             "model_error_worst_agent": error[0].max(),
-            "model_error_of_state_worst_agent": jnp.where(known, one.of_state[0], 1.0).max(),
-            "model_disagreement": one.disagreement,
+            "model_error_of_state_worst_agent": next_step.of_state.max(),
+            "model_disagreement": next_step.disagreement,
             "model_gradient_steps": rounds * VALIDATION_ROUND,
         }
 
@@ -287,36 +268,6 @@ class LearnedWorld(eqx.Module):
         action, next_obs = windows.action[:, 0], windows.next_obs[:, 0]
         outcome = models.judge(scales, models.inputs(scales, windows.obs, action), next_obs)
         return outcome, (symlog(windows.reward[:, 0]) - scales.reward_mean) / scales.reward_spread
-
-    def _errors(self, key: PRNGKeyArray, memory: Memory, scales: Scales, models: LocalModels, horizon: int) -> Errors:
-        """Held-out errors 1 … H steps ahead."""
-        windows = memory.windows(key, HELD_OUT_WINDOWS, horizon, held_out=True)
-        varies = scales.low < scales.high
-
-        def over(entries: Bool[Array, "n d"], share: Float[Array, "n d"]) -> Float[Array, " n"]:
-            """Mean over some entries: padding and other constants say nothing of the models."""
-            return jnp.where(entries, share, 0.0).sum(-1) / jnp.maximum(entries.sum(-1), 1)
-
-        def ahead(obs: Array, moment: tuple) -> tuple[Array, tuple[Array, Array, Array]]:
-            action, target, weight = moment
-            following = eqx.filter_vmap(
-                lambda models, obs: models.next_obs(scales, obs, models.inputs(scales, obs, action))
-            )(models, obs)
-            change, weights = target - windows.obs, weight + 1e-9
-            variance = jnp.average(jnp.square(change - jnp.average(change, 0, weights=weights)), 0, weights=weights)
-            unexplained = jnp.average(jnp.square(following - target).mean(0), 0, weights=weights)
-            moves = variance > SMALLEST_SPREAD**2
-            least = jnp.square(scales.change_spread) * 1e-3  # what moves may hardly do so in these windows
-            of_change = over(moves, unexplained / (variance + least))
-            of_state = over(varies, unexplained / jnp.square(scales.obs_spread))
-            disagreement = over(moves, jnp.var(following, axis=0).mean(0) / jnp.square(scales.change_spread)).mean()
-            few = weight.mean() < FEWEST
-            return following, (jnp.where(few, 1.0, of_change), jnp.where(few, 1.0, of_state), disagreement)
-
-        start = jnp.broadcast_to(windows.obs, (self.options.ensemble, *windows.obs.shape))
-        in_time = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (windows.action, windows.next_obs, windows.weight))
-        _, (of_change, of_state, spread) = jax.lax.scan(ahead, start, in_time)
-        return Errors(of_change, of_state, spread[0])
 
     # Imagine ----------------------------------------------------------------------------------------------------------
 
