@@ -31,24 +31,26 @@ EPISODES = 100
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A system, the share of the speed of uniform flow that is wanted, budgets in real steps by method, and options."""
+    """A system, the share of the speed of uniform flow that is wanted, and by method budgets in real steps and options."""
 
     system: str
     parameters: dict[str, Any]
     share: float
     budgets: dict[str, int]
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    options: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
+SHARED: dict[str, Any] = {"share": True}
+GENTLY = SHARED | {"rounds": 10, "actor_learning_rate": 3e-4}
 TASKS = {
     "ring-22": Task("ring", {}, 0.97, {"dppo": 200_000}),
-    # Models that every vehicle learns from all vehicles' experience are good ones after a few minutes of driving.
-    "ring-22-shared": Task("ring", {}, 0.97, {"dppo": 200_000, "mdpo": 6_000}, {"share": True}),
+    # Models that all vehicles learn together are good ones after two minutes of driving, and policies soon after.
+    "ring-22-shared": Task("ring", {}, 0.97, {"dppo": 200_000, "mdpo": 2_400}, {"dppo": SHARED, "mdpo": GENTLY}),
     # Flow's reward and discount: one vehicle's braking reaches the last one behind it after half a minute, and only a
     # price on accelerating tells it soon what to do. 0.73 is FollowerStopper's share.
-    "ring-1": Task("ring", {"controlled": 1, "reward": "flow"}, 0.73, {"dppo": 600_000}, {"discount": 0.999}),
+    "ring-1": Task("ring", {"controlled": 1, "reward": "flow"}, 0.73, {"dppo": 600_000}, {"dppo": {"discount": 0.999}}),
     "eight": Task("figure-eight", {}, 0.29, {"dppo": 200_000}),  # 1.2 × all human
-    "eight-shared": Task("figure-eight", {}, 0.29, {"dppo": 200_000, "mdpo": 6_000}, {"share": True}),
+    "eight-shared": Task("figure-eight", {}, 0.29, {"dppo": 200_000, "mdpo": 2_400}, {"dppo": SHARED, "mdpo": GENTLY}),
 }
 
 
@@ -59,7 +61,9 @@ def trained(name: str, method: str, seed: int, steps: int) -> Run:
         return khop.resume(folder)
     task = TASKS[name]
     system = khop.make(task.system, **task.parameters)
-    return khop.train(system, method, steps=steps, seeds=[seed], episodes=20, out=folder, **task.options)
+    return khop.train(
+        system, method, steps=steps, seeds=[seed], episodes=20, out=folder, **task.options.get(method, {})
+    )
 
 
 def steps_to_target(run: Run, share: float) -> str:
