@@ -87,7 +87,7 @@ def draw(rows: list[Row]) -> Path:
                     axes.axhline(summary["episode_return"].mean, color=MUTED, linestyle=style, label=f"{name} item")
             line[0].set(xlabel="steps per agent", ylabel="reward per robot and episode", title=f"{side**2} agents")
             line[1].set(xlabel="wall time [s]")
-        grid[0, 0].legend()
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
         return save(figure, RESULTS.with_suffix(".png"))
 
 

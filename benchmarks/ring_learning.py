@@ -31,7 +31,7 @@ EPISODES = 100
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A system, the share of the speed of uniform flow that is wanted, and by method budgets in real steps and options."""
+    """A system, the share of the speed of uniform flow that is wanted, and by method real steps and options."""
 
     system: str
     parameters: dict[str, Any]
