@@ -146,7 +146,8 @@ class LearnedWorld(eqx.Module):
         start = everywhere(start, devices) if self.share else spread(start, devices, axis=1)
         models, moments, rounds = self._learn(learn_key, memory, scales, held_out, *start)
         models, moments = everywhere((models, moments), devices)
-        next_step, error = model_error(error_key, memory, scales, models, self.options.branch_length)
+        options = self.options
+        next_step, error = model_error(error_key, memory, scales, models, options.branch_length, options.stay_in_range)
         state = LearnedState(memory, models, moments, scales, error)
         ahead = {f"model_error_{h}": error[h - 1].mean() for h in HORIZONS if h <= len(error)}
         return state, ahead | {

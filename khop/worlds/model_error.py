@@ -38,10 +38,11 @@ def farthest(steps: int, branch_length: int) -> int:
 
 
 def model_error(
-    key: PRNGKeyArray, memory: Memory, scales: Scales, models: LocalModels, branch_length: int
+    key: PRNGKeyArray, memory: Memory, scales: Scales, models: LocalModels, branch_length: int, stay_in_range: bool
 ) -> tuple[Errors, Float[Array, "H n"]]:
     """Errors one step ahead, and those of the change 1, 2, … H steps ahead; 1 before anything is held out.
 
+    With ``stay_in_range`` predictions are kept within the range seen, as in imagination.
     Up to ``branch_length`` from windows of that length, which begin nearly anywhere in a segment; beyond it from longer
     ones.
     """
@@ -49,7 +50,7 @@ def model_error(
     known = memory.added > 1  # the second segment is the first to be held out
 
     def ahead(key: PRNGKeyArray, horizon: int) -> Errors:
-        found = errors_ahead(key, memory, scales, models, horizon)
+        found = errors_ahead(key, memory, scales, models, horizon, stay_in_range)
         return jax.tree.map(lambda error: jnp.where(known, error, 1.0), found)
 
     draws = jax.lax.map(lambda key: ahead(key, 1), jax.random.split(next_key, DRAWS))
@@ -59,7 +60,9 @@ def model_error(
     return next_step, jnp.concatenate([next_step.of_change[None], near[1:], far[branch_length:]])
 
 
-def errors_ahead(key: PRNGKeyArray, memory: Memory, scales: Scales, models: LocalModels, horizon: int) -> Errors:
+def errors_ahead(
+    key: PRNGKeyArray, memory: Memory, scales: Scales, models: LocalModels, horizon: int, stay_in_range: bool
+) -> Errors:
     """Errors 1, 2, … ``horizon`` steps ahead on one draw of held-out windows; means over the ensemble's members."""
     windows = memory.windows(key, HELD_OUT_WINDOWS, horizon, held_out=True)
     varies = scales.low < scales.high
@@ -73,6 +76,8 @@ def errors_ahead(key: PRNGKeyArray, memory: Memory, scales: Scales, models: Loca
         following = eqx.filter_vmap(lambda one, obs: one.next_obs(scales, obs, one.inputs(scales, obs, action)))(
             models, obs
         )
+        if stay_in_range:
+            following = jnp.clip(following, scales.low, scales.high)
         change, weights = target - windows.obs, weight + 1e-9
         variance = jnp.average(jnp.square(change - jnp.average(change, 0, weights=weights)), 0, weights=weights)
         unexplained = jnp.average(jnp.square(following - target).mean(0), 0, weights=weights)

@@ -170,6 +170,7 @@ def test_the_reported_error_is_that_of_predictions_on_held_out_experience() -> N
     predicted = eqx.filter_vmap(lambda m: m.next_obs(learned.scales, obs, m.inputs(learned.scales, obs, action)))(
         learned.models
     )
+    predicted = np.clip(predicted, learned.scales.low, learned.scales.high)  # as in imagination
     unexplained = np.square(predicted - next_obs).mean((0, 1))
     share = (unexplained / np.var(next_obs - obs, axis=0)).mean(-1)
     np.testing.assert_allclose(learned.error[0], share, rtol=0.25)  # 1024 windows drawn with replacement, of 200
@@ -182,7 +183,7 @@ def test_entries_that_never_change_say_nothing_of_the_models() -> None:
     frozen = kept._replace(obs=kept.obs.at[..., 4].set(7.0), next_obs=kept.next_obs.at[..., 4].set(7.0))
     memory = eqx.tree_at(lambda m: m.moments, state.learned.memory, frozen)
     scales, models = measured(memory, share=False), state.learned.models
-    found = errors_ahead(jax.random.key(0), memory, scales, models, 1)
+    found = errors_ahead(jax.random.key(0), memory, scales, models, 1, stay_in_range=False)
     windows = memory.windows(jax.random.key(0), 128, 1, held_out=True)
     obs, action, next_obs = windows.obs, windows.action[:, 0], windows.next_obs[:, 0]
     predicted = eqx.filter_vmap(lambda m: m.next_obs(scales, obs, m.inputs(scales, obs, action)))(models)
@@ -191,6 +192,19 @@ def test_entries_that_never_change_say_nothing_of_the_models() -> None:
     np.testing.assert_allclose(found.of_change[0], expected, rtol=0.02)
     expected = (unexplained / np.square(scales.obs_spread[:, :4])).mean(-1)
     np.testing.assert_allclose(found.of_state[0], expected, rtol=1e-3)
+
+
+def test_predictions_that_run_away_are_held_where_imagination_holds_them() -> None:
+    """Models that quadruple the observation at every step: without bounds the error exceeds all numbers."""
+    _, state, _ = practised()
+    memory, scales = state.learned.memory, measured(state.learned.memory, share=False)
+    wild = jax.tree.map(lambda leaf: 1e4 * leaf + 1e4 if eqx.is_inexact_array(leaf) else leaf, state.learned.models)
+    free, held = (
+        errors_ahead(jax.random.key(0), memory, scales, wild, 100, bounded).of_state for bounded in (False, True)
+    )
+    assert not np.isfinite(free[-1]).all()
+    width = np.square((scales.high - scales.low) / scales.obs_spread).mean(-1)
+    assert np.all(held <= width)
 
 
 def test_agents_that_share_weights_share_models_and_scales() -> None:
