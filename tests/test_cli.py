@@ -327,7 +327,15 @@ def test_info_shows_spec_graph_and_costs(tmp_path: Path, capsys: pytest.CaptureF
     figure = tmp_path / "graph.png"
     assert main(["info", "platoon-catchup", "--figure", str(figure)]) == 0
     shown = capsys.readouterr().out
-    for text in ("speed error [15 m/s]", "600 steps of 0.1 s", "best-constant-pair", "edges 7", "8.75", "25.0%"):
+    for text in (
+        "speed error [15 m/s]",
+        "600 steps of 0.1 s",
+        "γ 0.99",
+        "best-constant-pair",
+        "edges 7",
+        "8.75",
+        "25.0%",
+    ):
         assert text in shown
     assert figure.read_bytes().startswith(b"\x89PNG")
 
