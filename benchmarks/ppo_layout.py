@@ -10,8 +10,6 @@ minibatch; and the same of a gradient step of the local models. Prints a table.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from unittest import mock
 
@@ -19,6 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
+from platoon_speed import seconds_of
 from rich.console import Console
 from rich.table import Table
 
@@ -41,24 +40,13 @@ def in_turn(self: Stacked, x: Array) -> Array:
 LAYOUTS: dict[str, Callable] = {"side by side": Stacked.agents_first, "in turn": in_turn}
 
 
-def seconds(program: Callable, *arguments: object, repetitions: int = 5) -> float:
-    """Median of a call once compiled."""
-    jax.block_until_ready(jax.tree.leaves(program(*arguments)))
-    found = []
-    for _ in range(repetitions):
-        started = time.perf_counter()
-        jax.block_until_ready(jax.tree.leaves(program(*arguments)))
-        found.append(time.perf_counter() - started)
-    return statistics.median(found)
-
-
 def update_rate(vehicles: int, minibatches: int) -> float:
     """Agent-steps per second and pass of PPO's update on one imagined batch."""
     training = prepared(vehicles, minibatches=minibatches)
     state, world, learner = training.init(jax.random.PRNGKey(0)), training.learned, training.method.learner
     assert world is not None
     imagined = eqx.filter_jit(world.rollout)(jax.random.key(1), state.learned, state.learner.actors)
-    took = seconds(eqx.filter_jit(learner.update), jax.random.key(2), state.learner, imagined, jnp.ones(()))
+    took = seconds_of(eqx.filter_jit(learner.update), jax.random.key(2), state.learner, imagined, jnp.ones(()))
     return imagined.reward.size * learner.epochs / took
 
 
@@ -68,9 +56,9 @@ def fit_rate(vehicles: int, batch: int) -> float:
     state, world = training.init(jax.random.PRNGKey(0)), training.learned
     assert world is not None
     _, fresh = eqx.filter_jit(training.collect)(state)
-    took = seconds(eqx.filter_jit(world.fit), jax.random.key(1), state.learned, fresh)
-    steps = 25 * world.options.fit_rounds
-    return steps * batch * world.options.ensemble * vehicles / took
+    fit, arguments = eqx.filter_jit(world.fit), (jax.random.key(1), state.learned, fresh)
+    steps = int(fit(*arguments)[1]["model_gradient_steps"])  # agents may stop early
+    return steps * batch * world.options.ensemble * vehicles / seconds_of(fit, *arguments)
 
 
 def prepared(vehicles: int, **options: int) -> Training:
