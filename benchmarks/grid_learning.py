@@ -39,9 +39,9 @@ class Task:
 THREE = (0, 1, 2)
 TASKS = (
     Task("grid-33", "dppo", 300_000, THREE),
-    Task("grid-33", "mdpo", 30_000, THREE),
+    Task("grid-33", "mdpo", 10_000, THREE),
     Task("grid-141", "dppo", 300_000, THREE),
-    Task("grid-141", "mdpo", 30_000, THREE),
+    Task("grid-141", "mdpo", 10_000, THREE),
     Task("grid-322", "dppo", 200_000, (0,)),
     Task("grid-421", "dppo", 100_000, (0,)),
 )

@@ -126,6 +126,7 @@ class Method:
             environments=environments,
             rollout=rollout,
             learner=self.learner.resolved(spec),
+            imagination=self.imagination and self.imagination.resolved(spec),
         )
 
 

@@ -91,6 +91,8 @@ class Spec:
         reward_limit: the size beyond which a step's reward tells of disaster rather than of better and worse; learners
             count what lies beyond as this much unless told otherwise. None: there is no such size.
         discount: γ that suits how long an action is felt, in control intervals; learners use it unless told otherwise.
+        gate: the error of learned models one step ahead, as a share of the variance of the change, up to which agents
+            practise in them unless told otherwise; higher where nobody can predict most of what changes.
         whole_episodes: experience is collected in whole episodes, as from a simulator whose state cannot be put aside.
     """
 
@@ -107,6 +109,7 @@ class Spec:
     kappa_critic: Kappa = 1
     reward_limit: float | None = None
     discount: float = 0.99
+    gate: float = 0.2
     whole_episodes: bool = False
 
     @property

@@ -170,7 +170,7 @@ class Training:
         world, options, improve = self.learned, self.method.imagination, self.method.learner
         assert world is not None
         assert options is not None
-        trusted = learned.trusted(options.gate, options.branch_length)
+        trusted = learned.trusted(options)
         rounds = jnp.where(trusted > 0, options.rounds, 1)
         dynamic, static = eqx.partition(learner, eqx.is_array)
 

@@ -358,6 +358,17 @@ def test_evaluate_shows_everyone_by_default(uninterrupted: Path, capsys: pytest.
     assert "LOSES to" in shown or "beats the best other controller" in shown
 
 
+@pytest.mark.parametrize(("gate", "said"), [("1e-9", True), ("10", False)])
+def test_models_that_nobody_trusted_are_said_to_be_unused(
+    gate: str, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = ["--ensemble", "1", "--model-hidden", "4", "--fit-rounds", "1", "--branches", "2", "--branch-length", "2"]
+    sizes = ["--vehicles", "3", "--horizon", "50", "--hidden", "8", "--rollout", "32", "--minibatches", "2"]
+    budget = ["--rounds", "1", "--steps", "96", "--episodes", "1", "--gate", gate, "--out", str(tmp_path / "run")]
+    assert main(["train", "platoon-catchup", "mdpo", *sizes, *models, *budget]) == 0
+    assert ("Nothing was imagined" in capsys.readouterr().out) == said
+
+
 def test_a_learned_controller_that_loses_is_said_to_lose(
     uninterrupted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,7 +172,7 @@ def info(arguments: Arguments) -> None:
     facts.add_row("observation", with_units(spec.observation_names, spec.observation_units))
     facts.add_row("action", ", ".join(spec.action.names))
     facts.add_row("episode", f"{spec.horizon} steps of {spec.control_interval_s:g} s")
-    suits = f"γ {spec.discount:g}, κ of actors {spec.kappa_actor}, of critics {spec.kappa_critic}"
+    suits = f"γ {spec.discount:g}, κ of actors {spec.kappa_actor}, of critics {spec.kappa_critic}, gate {spec.gate:g}"
     facts.add_row("suits it", suits + ("" if spec.reward_limit is None else f", rewards up to {spec.reward_limit:g}"))
     facts.add_row("metrics", with_units(tuple(spec.metrics), tuple(spec.metrics.values())))
     facts.add_row("baselines", ", ".join(["random", *spec.baselines]))

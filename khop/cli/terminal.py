@@ -19,6 +19,7 @@ from khop.evaluation import Table
 from khop.experiment import LEARNED, SAMPLED, Run
 from khop.methods import communication
 from khop.report.tensorboard import TensorBoard, require
+from khop.run import METRICS
 from khop.system import System, name_of
 
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -81,11 +82,24 @@ def conclude(run: Run) -> None:
         f"Messages per agent and step: {costs.acting.per_agent:.1f} scalars to act ({costs.acting.share:.0%} of a "
         f"centralised controller's), {costs.training.per_agent:.1f} to train ({costs.training.share:.0%})."
     )
+    _say_if_nothing_was_imagined(run)
     best = max(run.system.spec.baselines, key=lambda name: table[name]["return"].mean, default="random")
     shown = {LEARNED: run.controller(), best: controller(run.system, best)}
     curves = learning_curves([run.path], run.folder.figures / "learning.png")
     episode = episode_figure(run.system, shown, 0, run.folder.figures / "episode.png")
     console.print(f"Figures: {curves}\n         {episode}\nRun:     {run.path}")
+
+
+def _say_if_nothing_was_imagined(run: Run) -> None:
+    """Models that nobody trusted leave a method that learns in them with real experience alone."""
+    options, log = run.method.imagination, run.folder.read(METRICS)
+    if options is None or not log or any(float(row["imagined_share"]) for row in log):
+        return
+    error = min(float(row["model_error_1"]) for row in log)
+    console.print(
+        f"[bold]Nothing was imagined[/bold]: the models' error one step ahead, at best {error:.2f}, never fell below "
+        f"the gate of {options.gate:g}. More --steps improve models; a higher --gate trusts worse ones."
+    )
 
 
 def show_bounds(run: Run, settings: dict[str, Any], found: tuple[theory.Bound, ...]) -> None:

@@ -144,7 +144,10 @@ class RecurrentPPO:
         rows = [jnp.moveaxis(x, 2, 0) for x in (trajectory.carry, inputs, next_inputs)]
         rows = [x.reshape(agents, -1, x.shape[-1]) for x in rows]
         found = each_agent(one_agent, (dynamic, *rows))
-        return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, *trajectory.reward.shape[:2]), 0, 2), found)
+        value, following = (jnp.moveaxis(x.reshape(-1, *trajectory.reward.shape[:2]), 0, 2) for x in found)
+        if actors.pass_memory:  # the memory that an agent reads next is not the one it left
+            following = following.at[:-1].set(jnp.where(trajectory.ended[:-1], following[:-1], value[1:]))
+        return value, following
 
     # One agent ------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from khop.agents.policies import Actors
 from khop.agents.stacked import leading
 from khop.errors import InputError
 from khop.sharding import everywhere, mesh, spread
-from khop.system import System
+from khop.system import Spec, System
 from khop.topology import Kappa, Neighbourhood
 from khop.trajectory import Trajectory
 from khop.worlds.memory import Memory, Windows
@@ -68,8 +68,9 @@ class Imagination:
     """Imagined batches between two real ones."""
     imagined_share: float = 1.0
     """Probability that a round practises on imagined instead of real experience."""
-    gate: float = 0.2
-    """Held-out error, as a share of the variance of the change, up to which imagined steps are used."""
+    gate: float | None = None
+    """Held-out error, as a share of the variance of the change, up to which imagined steps are used; None for what
+    suits the system."""
     stay_in_range: bool = True
     """Keep imagined states within the range seen."""
     model_reward: Literal["learned", "known"] = "learned"
@@ -88,8 +89,12 @@ class Imagination:
             )
         if not 0 <= self.imagined_share <= 1:
             raise InputError(f"imagined_share must lie between 0 and 1, not {self.imagined_share:g}.")
-        if not self.gate > 0 or not self.model_learning_rate > 0:
+        if not (self.gate is None or self.gate > 0) or not self.model_learning_rate > 0:
             raise InputError("gate and model_learning_rate must be above 0.")
+
+    def resolved(self, spec: Spec) -> Imagination:
+        """What was left open as the system suggests."""
+        return dataclasses.replace(self, gate=spec.gate) if self.gate is None else self
 
 
 class LearnedState(eqx.Module):
@@ -101,9 +106,11 @@ class LearnedState(eqx.Module):
     scales: Scales
     error: Float[Array, "H n"]  # held-out error 1, 2, … H steps ahead, as a share of the variance of the change
 
-    def trusted(self, gate: float, longest: int) -> Int[Array, ""]:
-        """For how many steps ahead the models' mean error stays below the gate."""
-        below = self.error[:longest].mean(-1) < gate
+    def trusted(self, options: Imagination) -> Int[Array, ""]:
+        """For how many steps ahead the models' mean error stays below the gate, at most the length of a branch."""
+        if options.gate is None:
+            raise InputError("The gate of the imagination is open: resolve it for a system, or set it.")
+        below = self.error[: options.branch_length].mean(-1) < options.gate
         return jnp.sum(jnp.cumprod(below))
 
 
@@ -279,7 +286,7 @@ class LearnedWorld(eqx.Module):
         agent's models predict its ending; for the others that is a truncation.
         """
         options, members = self.options, self.options.ensemble
-        trusted = jnp.maximum(state.trusted(options.gate, options.branch_length), 1)
+        trusted = jnp.maximum(state.trusted(options), 1)
         shape = (options.branches // members, members)
         devices = mesh(self.system.spec.n)  # each imagines its share of the branches
         state, actors = everywhere(state, devices), everywhere(actors, devices)

@@ -144,6 +144,18 @@ def test_a_memory_that_is_passed_on_goes_from_agent_to_agent_and_step_to_step(pa
             memory = jnp.zeros(H)
 
 
+def test_what_follows_is_valued_with_the_memory_that_is_read_next(passing: RecurrentActors) -> None:
+    """Not with the one that the agent left: values fed with what no agent ever reads run away."""
+    trajectory = acted(passing)
+    _, following = RecurrentPPO(OPTIONS)._values(passing, trajectory, trajectory.obs)
+    network = eqx.filter_jit(jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, passing.networks))
+    going_on = ~np.asarray(trajectory.ended[:-1])
+    assert going_on.any()
+    for t, row, agent in np.argwhere(going_on):
+        value = network(trajectory.carry[t + 1, row, agent], trajectory.obs[t + 1, row, agent])[2]
+        np.testing.assert_allclose(following[t, row, agent], value, rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_passed_on_can_be_learned_from(passing: RecurrentActors) -> None:
     state = RecurrentPPO(OPTIONS).init(passing, HOOD)
     trajectory = acted(passing)

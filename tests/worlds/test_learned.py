@@ -27,7 +27,15 @@ from khop.worlds.model_error import errors_ahead
 VEHICLES = 4
 PLATOON = khop.make("platoon-catchup", vehicles=VEHICLES)
 SMALL = Imagination(
-    ensemble=2, model_hidden=(32,), branches=40, branch_length=10, rounds=2, fit_rounds=40, memory=1600, model_batch=32
+    ensemble=2,
+    model_hidden=(32,),
+    branches=40,
+    branch_length=10,
+    rounds=2,
+    fit_rounds=40,
+    gate=0.2,
+    memory=1600,
+    model_batch=32,
 )
 LEARNER = dataclasses.replace(METHODS["mdpo"].learner, epochs=2, minibatches=16)
 MDPO = dataclasses.replace(
@@ -239,7 +247,7 @@ def test_branches_end_when_trust_does() -> None:
     training, state, _ = practised()
     assert training.learned is not None
     state = eqx.tree_at(lambda s: s.learned.error, state, state.learned.error.at[:4].set(0.01).at[4:].set(0.9))
-    assert int(state.learned.trusted(SMALL.gate, SMALL.branch_length)) == 4
+    assert int(state.learned.trusted(SMALL)) == 4
     imagined = training.learned.rollout(jax.random.key(0), state.learned, state.learner.actors)
     assert imagined.obs.shape == (10, 40, VEHICLES, 5)
     age = np.zeros(40, int)
@@ -335,6 +343,12 @@ def test_a_system_without_a_known_reward_is_refused(registered_toys: list[str]) 
 def test_impossible_options_are_refused(changes: dict, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         dataclasses.replace(SMALL, **changes)
+
+
+def test_a_gate_left_open_is_the_one_that_suits_the_system() -> None:
+    spec = dataclasses.replace(khop.make("platoon-catchup").spec, gate=0.7)
+    assert dataclasses.replace(MDPO, imagination=Imagination()).resolved(spec).imagination.gate == 0.7
+    assert dataclasses.replace(MDPO, imagination=Imagination(gate=0.1)).resolved(spec).imagination.gate == 0.1
 
 
 def test_a_rollout_too_short_for_branches_is_refused() -> None:
