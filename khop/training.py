@@ -26,6 +26,8 @@ from khop.worlds.influence import InfluenceState, InfluenceWorld, regions_of
 from khop.worlds.learned import LearnedState, LearnedWorld, known_reward
 from khop.worlds.real import RealState, RealWorld
 
+SHARE_OF_HORIZON = 0.1  # 1 / (1 − γ), of which an imagined branch must cover at least so much
+
 
 @runtime_checkable
 class World(Protocol):
@@ -86,7 +88,10 @@ class Training:
             return None
         neighbourhood = self.method.topology(self.system).neighbourhood(imagination.kappa_model)
         segments = max(imagination.memory // self.method.rollout, 2)
-        return LearnedWorld(self.system, imagination, neighbourhood, self.method.share, segments, self.method.rollout)
+        worth = round(SHARE_OF_HORIZON / max(1 - self.method.learner.gamma, 1e-3))
+        shortest = min(max(worth, 1), imagination.branch_length)
+        share, rollout = self.method.share, self.method.rollout
+        return LearnedWorld(self.system, imagination, neighbourhood, share, segments, rollout, shortest)
 
     @property
     def steps_per_iteration(self) -> int:
@@ -170,7 +175,7 @@ class Training:
         world, options, improve = self.learned, self.method.imagination, self.method.learner
         assert world is not None
         assert options is not None
-        trusted = learned.trusted(options)
+        trusted = world.trusted(learned)
         rounds = jnp.where(trusted > 0, options.rounds, 1)
         dynamic, static = eqx.partition(learner, eqx.is_array)
 

@@ -38,13 +38,18 @@ class Scales(eqx.Module):
     obs_mean: Float[Array, "n d"]
     obs_spread: Float[Array, "n d"]
     change_mean: Float[Array, "n d"]
-    change_spread: Float[Array, "n d"]
+    change_spread: Float[Array, "n d"]  # 0 where the change is always the same, which is then predicted exactly
     reward_mean: Float[Array, " n"]  # of symlog rewards
     reward_spread: Float[Array, " n"]
     low: Float[Array, "n d"]  # the range seen
     high: Float[Array, "n d"]
     terminated_rate: Float[Array, " n"]  # share of steps that end an agent's episode
     lost_rate: Float[Array, " n"]
+
+    @property
+    def unit_of_change(self) -> Float[Array, "n d"]:
+        """What errors are measured in: the spread of the change, 1 where it has none."""
+        return jnp.where(self.change_spread > 0, self.change_spread, 1.0)
 
     @classmethod
     def unknown(cls, n: int, d: int) -> Scales:

@@ -54,6 +54,9 @@ class Imagination:
     """Models per agent."""
     window: int = 1
     """Steps that models are trained to predict open-loop."""
+    input_noise: float = 0.2
+    """Spread of the noise on the observations that models learn from, in units of the spread of the change: in
+    imagination they read what they have predicted, which is never quite right."""
     model_batch: int = 128
     """Windows in a gradient step of each model."""
     model_learning_rate: float = 6e-3
@@ -89,6 +92,8 @@ class Imagination:
             )
         if not 0 <= self.imagined_share <= 1:
             raise InputError(f"imagined_share must lie between 0 and 1, not {self.imagined_share:g}.")
+        if not 0 <= self.input_noise < float("inf"):
+            raise InputError(f"input_noise must be finite and at least 0, not {self.input_noise:g}.")
         if not (self.gate is None or self.gate > 0) or not self.model_learning_rate > 0:
             raise InputError("gate and model_learning_rate must be above 0.")
 
@@ -106,13 +111,6 @@ class LearnedState(eqx.Module):
     scales: Scales
     error: Float[Array, "H n"]  # held-out error 1, 2, … H steps ahead, as a share of the variance of the change
 
-    def trusted(self, options: Imagination) -> Int[Array, ""]:
-        """For how many steps ahead the models' mean error stays below the gate, at most the length of a branch."""
-        if options.gate is None:
-            raise InputError("The gate of the imagination is open: resolve it for a system, or set it.")
-        below = self.error[: options.branch_length].mean(-1) < options.gate
-        return jnp.sum(jnp.cumprod(below))
-
 
 class LearnedWorld(eqx.Module):
     """Where agents practise in what they believe of each other."""
@@ -123,6 +121,7 @@ class LearnedWorld(eqx.Module):
     share: bool = eqx.field(static=True)  # one set of weights for all agents
     segments: int = eqx.field(static=True)  # room in memory
     steps: int = eqx.field(static=True)  # length of a segment
+    shortest: int = eqx.field(static=True)  # steps of a branch worth practising on
 
     def init(self, key: PRNGKeyArray, like: Trajectory) -> LearnedState:
         """Untrained models and an empty memory for what ``like`` is made of."""
@@ -137,6 +136,17 @@ class LearnedWorld(eqx.Module):
             Scales.unknown(spec.n, spec.d),
             jnp.ones((farthest(self.steps, options.branch_length), spec.n)),
         )
+
+    def trusted(self, state: LearnedState) -> Int[Array, ""]:
+        """For how many steps ahead the models' mean error stays below the gate, at most the length of a branch; 0 if
+        that is too few to see where a policy leads.
+        """
+        options = self.options
+        if options.gate is None:
+            raise InputError("The gate of the imagination is open: resolve it for a system, or set it.")
+        below = state.error[: options.branch_length].mean(-1) < options.gate
+        steps = jnp.sum(jnp.cumprod(below))
+        return jnp.where(steps < self.shortest, 0, steps)
 
     # Fit --------------------------------------------------------------------------------------------------------------
 
@@ -193,8 +203,10 @@ class LearnedWorld(eqx.Module):
             dynamic, average, moments, learning = carry
 
             def member_loss(one: LocalModels, key: PRNGKeyArray) -> Array:
-                windows_key, endings_key = jax.random.split(key)
+                windows_key, endings_key, noise_key = jax.random.split(key, 3)
                 windows = memory.windows(windows_key, size, self.options.window, held_out=False)
+                noise = self.options.input_noise * jax.random.normal(noise_key, windows.obs.shape)
+                windows = windows._replace(obs=windows.obs + scales.change_spread * noise)
                 endings = memory.endings(endings_key, -(-size // 4), so_far)
                 return self.loss(eqx.combine(one, static), scales, windows, endings).sum()
 
@@ -250,7 +262,7 @@ class LearnedWorld(eqx.Module):
         def step(obs: Array, moment: tuple) -> tuple[Array, Array]:
             action, target, weight = moment
             predicted = models.next_obs(scales, obs, models.inputs(scales, obs, action, local=True))
-            wrong = jnp.square((predicted - target) / scales.change_spread).mean(-1)
+            wrong = jnp.square((predicted - target) / scales.unit_of_change).mean(-1)
             return predicted, weight[:, None] * wrong
 
         in_time = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (windows.action, windows.next_obs, windows.weight))
@@ -286,7 +298,7 @@ class LearnedWorld(eqx.Module):
         agent's models predict its ending; for the others that is a truncation.
         """
         options, members = self.options, self.options.ensemble
-        trusted = jnp.maximum(state.trusted(options), 1)
+        trusted = jnp.maximum(self.trusted(state), 1)
         shape = (options.branches // members, members)
         devices = mesh(self.system.spec.n)  # each imagines its share of the branches
         state, actors = everywhere(state, devices), everywhere(actors, devices)
@@ -362,18 +374,23 @@ def measured(memory: Memory, share: bool) -> Scales:
         x = x.reshape(-1, *x.shape[2:])
         total = jnp.maximum(shaped.sum(), 1.0)
         mean = alike((shaped * x).sum(0) / total)
-        spread = jnp.sqrt(alike((shaped * jnp.square(x - mean)).sum(0) / total))
-        return mean, jnp.where(spread < SMALLEST_SPREAD, 1.0, spread)
+        return mean, jnp.sqrt(alike((shaped * jnp.square(x - mean)).sum(0) / total))
 
     moments = memory.moments
+    obs_mean, obs_spread = mean_and_spread(moments.obs)
+    change_mean, change_spread = mean_and_spread(moments.next_obs - moments.obs)
+    reward_mean, reward_spread = mean_and_spread(symlog(moments.reward))
     there = (jnp.arange(memory.capacity) < memory.filled)[:, None, None, None]
     both = jnp.stack([moments.obs, moments.next_obs])
     low = jnp.where(there, both, jnp.inf).min((0, 1, 2))
     high = jnp.where(there, both, -jnp.inf).max((0, 1, 2))
     return Scales(
-        *mean_and_spread(moments.obs),
-        *mean_and_spread(moments.next_obs - moments.obs),
-        *mean_and_spread(symlog(moments.reward)),
+        obs_mean,
+        jnp.where(obs_spread < SMALLEST_SPREAD, 1.0, obs_spread),
+        change_mean,
+        jnp.where(change_spread < SMALLEST_SPREAD, 0.0, change_spread),
+        reward_mean,
+        jnp.where(reward_spread < SMALLEST_SPREAD, 1.0, reward_spread),
         low,
         high,
         *map(alike, memory.ending_rates),

@@ -85,7 +85,7 @@ def errors_ahead(
         least = jnp.square(scales.change_spread) * 1e-3  # what moves may hardly do so in these windows
         of_change = over(moves, unexplained / (variance + least))
         of_state = over(varies, unexplained / jnp.square(scales.obs_spread))
-        disagreement = over(moves, jnp.var(following, axis=0).mean(0) / jnp.square(scales.change_spread)).mean()
+        disagreement = over(moves, jnp.var(following, axis=0).mean(0) / jnp.square(scales.unit_of_change)).mean()
         few = weight.mean() < FEWEST
         return following, Errors(jnp.where(few, 1.0, of_change), jnp.where(few, 1.0, of_state), disagreement)
 

@@ -91,7 +91,7 @@ def endings_of(agents: int) -> Windows:
 def test_a_loss_sends_no_gradient_into_the_neighbours_parameters() -> None:
     """Although over three steps every prediction depends on the neighbours' predictions."""
     models, scales = models_and_scales(1)
-    world = LearnedWorld(PLATOON, SMALL, PLATOON.topology.neighbourhood(1), False, 2, 200)
+    world = LearnedWorld(PLATOON, SMALL, PLATOON.topology.neighbourhood(1), False, 2, 200, 1)
 
     def loss(models: LocalModels, agent: int) -> jax.Array:
         return world.loss(models, scales, windows_of(3), endings_of(3))[agent]
@@ -104,7 +104,7 @@ def test_a_loss_sends_no_gradient_into_the_neighbours_parameters() -> None:
 
 def test_weights_of_zero_take_steps_out_of_the_loss() -> None:
     models, scales = models_and_scales(1)
-    world = LearnedWorld(PLATOON, SMALL, PLATOON.topology.neighbourhood(1), False, 2, 200)
+    world = LearnedWorld(PLATOON, SMALL, PLATOON.topology.neighbourhood(1), False, 2, 200, 1)
     windows = windows_of(3)
     cut = windows._replace(weight=windows.weight.at[:, 1:].set(0.0))
     spoilt = cut._replace(next_obs=cut.next_obs.at[:, 1:].set(1e3))
@@ -114,7 +114,7 @@ def test_weights_of_zero_take_steps_out_of_the_loss() -> None:
 
 def test_only_agents_whose_episode_ended_learn_from_an_ending() -> None:
     models, scales = models_and_scales(1)
-    world = LearnedWorld(PLATOON, SMALL, PLATOON.topology.neighbourhood(1), False, 2, 200)
+    world = LearnedWorld(PLATOON, SMALL, PLATOON.topology.neighbourhood(1), False, 2, 200, 1)
     ended = endings_of(2)
     none = ended._replace(weight=ended.weight * 0)
     losses = [np.asarray(world.loss(models, scales, windows_of(3), endings)) for endings in (none, ended)]
@@ -243,12 +243,30 @@ def test_predictions_are_near_what_really_happens() -> None:
     assert np.abs(predicted - next_obs).mean() < 0.25 * np.abs(next_obs - obs).mean()
 
 
+def test_what_never_changes_is_predicted_exactly() -> None:
+    """However wrong the networks are: an imagined state must not drift away from what a system never does."""
+    _, state, _ = practised()
+    learned = state.learned
+    models = jax.tree.map(lambda leaf: leaf[0] if eqx.is_array(leaf) else leaf, learned.models)
+    memory = learned.memory
+    moments = memory.moments._replace(
+        obs=memory.moments.obs.at[..., 2].set(0.7), next_obs=memory.moments.next_obs.at[..., 2].set(0.7)
+    )
+    scales = measured(eqx.tree_at(lambda m: m.moments, memory, moments), share=False)
+    obs = moments.obs[0, :5]
+    predicted = models.next_obs(scales, obs, models.inputs(scales, obs, moments.action[0, :5]))
+    np.testing.assert_array_equal(predicted[..., 2], obs[..., 2])
+    assert np.all(predicted[..., 0] != obs[..., 0])
+
+
 def test_branches_end_when_trust_does() -> None:
     training, state, _ = practised()
     assert training.learned is not None
     state = eqx.tree_at(lambda s: s.learned.error, state, state.learned.error.at[:4].set(0.01).at[4:].set(0.9))
-    assert int(state.learned.trusted(SMALL)) == 4
-    imagined = training.learned.rollout(jax.random.key(0), state.learned, state.learner.actors)
+    assert int(training.learned.trusted(state.learned)) == 0  # with γ = 0.99 a branch must have ten steps
+    world = dataclasses.replace(training.learned, shortest=4)
+    assert int(world.trusted(state.learned)) == 4
+    imagined = world.rollout(jax.random.key(0), state.learned, state.learner.actors)
     assert imagined.obs.shape == (10, 40, VEHICLES, 5)
     age = np.zeros(40, int)
     for truncated, ended in zip(imagined.truncated, (imagined.lost | imagined.terminated).any(-1), strict=True):
@@ -331,6 +349,12 @@ def test_a_system_without_a_known_reward_is_refused(registered_toys: list[str]) 
         Training(khop.make("toy-rooms"), known, 100)
 
 
+@pytest.mark.parametrize(("discount", "steps"), [(0.0, 1), (0.5, 1), (0.95, 2), (0.99, 10), (1.0, 10)])
+def test_how_long_a_branch_must_be_grows_with_the_horizon_that_counts(discount: float, steps: int) -> None:
+    learner = dataclasses.replace(MDPO.learner, discount=discount)
+    assert Training(PLATOON, dataclasses.replace(MDPO, learner=learner), 1000).learned.shortest == steps
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -338,6 +362,7 @@ def test_a_system_without_a_known_reward_is_refused(registered_toys: list[str]) 
         ({"ensemble": 0}, "ensemble must be at least 1"),
         ({"imagined_share": 1.5}, "imagined_share must lie between 0 and 1"),
         ({"gate": 0.0}, "above 0"),
+        ({"input_noise": float("nan")}, "input_noise must be finite"),
     ],
 )
 def test_impossible_options_are_refused(changes: dict, sentence: str) -> None:
