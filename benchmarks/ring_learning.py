@@ -42,7 +42,8 @@ class Task:
 
 SHARED: dict[str, Any] = {"share": True}
 TASKS = {
-    "ring-22": Task("ring", {}, 0.97, {"dppo": 200_000}),
+    # Alone with its own experience, a vehicle needs four times as much between two fits before it trusts its models.
+    "ring-22": Task("ring", {}, 0.97, {"dppo": 200_000, "mdpo": 48_000}, {"mdpo": {"environments": 4}}),
     # Models that all vehicles learn together are good ones after two minutes of driving, and policies soon after.
     "ring-22-shared": Task("ring", {}, 0.97, {"dppo": 200_000, "mdpo": 6_000}, {"dppo": SHARED, "mdpo": SHARED}),
     # Flow's reward and discount: one vehicle's braking reaches the last one behind it after half a minute, and only a
