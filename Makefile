@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq
-EXTRAS := traffic,power,ray,tensorboard,dev
+EXTRAS := traffic,power,opf,ray,tensorboard,dev
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev demo test lint types format clean

@@ -1,9 +1,9 @@
 """Do agents learn to hold voltages, on days they have never seen?
 
 Trains ``dppo`` and ``mdpo`` on ``grid-33`` and ``grid-141`` with three seeds each, and on ``grid-322`` and ``grid-421``
-with one, then plays 100 (20 on the large ones) episodes of held-out days, greedy and sampled, beside no control, droop and
-optimal power flow. Interrupted, it goes on where it stopped. Results go to docs/results/grid_learning.csv, one row per
-grid, method, seed and controller; a figure of the curves is drawn from the runs.
+with one, then plays 100 (20 on the large ones) episodes of held-out days, greedy and sampled, beside no control, droop
+and optimal power flow. Interrupted, it goes on where it stopped. Results go to docs/results/grid_learning.csv, one row
+per grid, method, seed and controller; a figure of the curves is drawn from the runs.
 
     .venv/bin/python benchmarks/grid_learning.py [--quick] [--grids grid-33 …] [--methods dppo mdpo]
 """
