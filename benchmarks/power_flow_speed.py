@@ -1,7 +1,8 @@
 """How fast and how exact is the power flow?
 
 Prints a table: for every grid, the largest difference from pandapower's ``runpp`` over 200 random injections, and the
-time of one solution in a batch of 256 beside the time of one ``runpp``, each the median of several repetitions.
+time of one solution in a batch of 256 beside the time of one ``runpp``, each the median of several repetitions; and,
+where lightsim2grid is installed (``pip install lightsim2grid``), of one of its solutions.
 ``--environment`` measures steps per second of 64 parallel environments under random actions instead.
 
     .venv/bin/python benchmarks/power_flow_speed.py [--quick] [--environment]
@@ -49,6 +50,19 @@ def seconds(run: Callable[[], object], repetitions: int) -> float:
     return statistics.median(times)
 
 
+def lightsim_seconds(net: pandapower.pandapowerNet, repetitions: int) -> float:
+    """Median time of lightsim2grid's Newton method from the true angles; NaN where it is not installed."""
+    try:
+        from lightsim2grid.gridmodel import init_from_pandapower
+    except ImportError:
+        return float("nan")
+    model = init_from_pandapower(net)
+    start = np.exp(1j * np.deg2rad(net.res_bus.va_degree.to_numpy()))
+    found = model.ac_pf(start, 20, 1e-8)
+    assert abs(abs(found) - net.res_bus.vm_pu).max() < 1e-6
+    return seconds(lambda: model.ac_pf(start, 20, 1e-8), repetitions)
+
+
 def compare(buses: int, scenarios: int) -> list[str]:
     """One row of the table."""
     grid, profiles = builtin.grid_and_profiles(buses)
@@ -94,7 +108,9 @@ def compare(buses: int, scenarios: int) -> list[str]:
         cells += [f"{worst:.1e}", f"{worst_loss:.1e}", f"{1e6 * per_solve[precision]:.1f}"]
     runpp = statistics.median(times)
     ratios = " / ".join(f"{runpp / per_solve[precision]:,.0f}" for precision in per_solve)
-    return [*cells, f"{1e3 * runpp:.1f}", ratios]
+    light = lightsim_seconds(net, scenarios)
+    light_ratios = " / ".join(f"{light / per_solve[precision]:.1f}" for precision in per_solve)
+    return [*cells, f"{1e3 * runpp:.1f}", ratios, f"{1e6 * light:.0f}", light_ratios]
 
 
 def environment_speed(name: str, environments: int = 64, steps: int = 60) -> float:
@@ -123,7 +139,7 @@ def main() -> None:
     parser.add_argument("--environment", action="store_true", help="steps of environments instead of power flows")
     arguments = parser.parse_args()
     machine = f"{os.cpu_count()} cores, {jax.default_backend()}, load average {os.getloadavg()[0]:.1f}"
-    console = Console(width=160)
+    console = Console(width=200)
     if arguments.environment:
         table = Table("grid", "steps/s of 64 environments", "agent-steps/s", title=machine)
         for buses in NETS:
@@ -131,7 +147,12 @@ def main() -> None:
             table.add_row(str(buses), f"{rate:,.0f}", f"{rate * khop.make(f'grid-{buses}').spec.n:,.0f}")
     else:
         headings = [f"{what}, {p}" for p in ("f64", "f32") for what in ("|V| [pu]", "line loss", "µs/solve")]
-        table = Table("grid", *headings, "runpp [ms]", "runpp ÷ f64 / f32", title=machine)
+        others = [
+            f"{name} {what}"
+            for name, unit in (("runpp", "ms"), ("lightsim2grid", "µs"))
+            for what in (f"[{unit}]", "÷ f64 / f32")
+        ]
+        table = Table("grid", *headings, *others, title=machine)
         for buses in NETS:
             table.add_row(*compare(buses, 20 if arguments.quick else 200))
     console.print(table)
