@@ -1,10 +1,11 @@
 """Does practising in local simulators beat practising in the whole system, when both are done properly?
 
 Trains recurrent agents on the warehouse in the whole system (``ippo-memory``: networks and memories of their own for
-all agents; ``ippo-passed-memory``: one network and one memory for all, as the published baseline has by accident), in
-local simulators with learned, with untrained and with marginal influence predictors, and records episode returns of the
-sampling policies on the whole system against steps and against wall time. Interrupted, it goes on where it stopped:
-finished runs are in docs/results/dials_vs_global.csv, from which the figure is drawn again after every run.
+all agents; ``ippo-shared``: one network for all, but memories of their own; ``ippo-passed-memory``: one network and one
+memory for all, as the published baseline has by accident) and in local simulators with learned, with untrained and with
+marginal influence predictors. Records episode returns of the sampling policies on the whole system against steps and
+against wall time. Interrupted, it goes on where it stopped: finished runs are in docs/results/dials_vs_global.csv, from
+which the figure is drawn again after every run.
 
     .venv/bin/python benchmarks/dials_vs_global.py [--quick] [--sides …] [--methods …] [--seeds …]
 """
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "dials_vs_global.csv"
 ROWS: dict[str, Method] = {
     "ippo-memory": METHODS["ippo-memory"],
+    "ippo-shared": dataclasses.replace(METHODS["ippo-memory"], share=True),
     "ippo-passed-memory": dataclasses.replace(METHODS["ippo-memory"], share=True, pass_memory=True),
     "dials": METHODS["dials"],
     "dials-untrained": METHODS["dials-untrained"],
