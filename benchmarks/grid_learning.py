@@ -3,7 +3,8 @@
 Trains ``dppo`` and ``mdpo`` on ``grid-33`` and ``grid-141`` with three seeds each, and on ``grid-322`` and ``grid-421``
 with one, then plays 100 (20 on the large ones) episodes of held-out days, greedy and sampled, beside no control, droop
 and optimal power flow. Interrupted, it goes on where it stopped. Results go to docs/results/grid_learning.csv, one row
-per grid, method, seed and controller; a figure of the curves is drawn from the runs.
+per grid, method, seed and controller; courses of training to docs/results/grid_learning_courses.csv, from which the
+figure is drawn.
 
     .venv/bin/python benchmarks/grid_learning.py [--quick] [--grids grid-33 …] [--methods dppo mdpo]
 """
@@ -14,15 +15,20 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from results import played, replace
+import numpy as np
+from matplotlib.figure import Figure
+from results import Row, played, recorded, replace
 
 import khop
 from khop.experiment import Run
 from khop.methods import communication
-from khop.report.curves import learning_curves
+from khop.report.style import COLOURS, MUTED, save, styled
+from khop.run import EVALUATION
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "grid_learning.csv"
+COURSES = ROOT / "docs" / "results" / "grid_learning_courses.csv"
+COURSE = ("controllable_ratio", "return")
 METRICS = ("return", "controllable_ratio", "out_of_band", "q_loss", "line_loss", "total_loss")
 
 
@@ -74,13 +80,50 @@ def rows(run: Run, task: Task, episodes: int) -> list[dict[str, object]]:
     ]
 
 
+def courses(run: Run, task: Task) -> list[dict[str, object]]:
+    """The greedy agents' evaluations over training, and the classical controllers' on the same episodes (step 0)."""
+    found: dict[tuple[str, str, str], dict[str, object]] = {}
+    for row in run.folder.read(EVALUATION):
+        learned = row["controller"] == "learned" and row["seed"] != ""
+        if (learned or row["controller"] in ("no-control", "droop", "opf")) and row["metric"] in COURSE:
+            name, steps = (task.method, row["env_steps"]) if learned else (row["controller"], "0")
+            key = {"grid": task.grid, "controller": name, "seed": row["seed"], "env_steps": steps}
+            found.setdefault((name, row["seed"], steps), key)[row["metric"]] = f"{float(row['mean']):.5g}"
+    return list(found.values())
+
+
+def draw(rows: list[Row]) -> Path:
+    """Share of steps in band against real steps, median and range over seeds, beside droop and no control."""
+    grids = sorted({row["grid"] for row in rows}, key=lambda grid: int(grid.split("-")[1]))
+    with styled():
+        figure = Figure(figsize=(3.4 * len(grids), 3.2))
+        panels = figure.subplots(1, len(grids), squeeze=False)[0]
+        for axes, grid in zip(panels, grids, strict=True):
+            here = [row for row in rows if row["grid"] == grid]
+            for colour, method in zip(COLOURS, ("dppo", "mdpo"), strict=False):
+                mine = [row for row in here if row["controller"] == method]
+                if mine:
+                    seeds = sorted({row["seed"] for row in mine})
+                    steps = [int(row["env_steps"]) for row in mine if row["seed"] == seeds[0]]
+                    ratio = np.array([[float(r["controllable_ratio"]) for r in mine if r["seed"] == s] for s in seeds])
+                    label = f"{method}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+                    axes.plot(steps, np.median(ratio, 0), color=colour, label=label)
+                    axes.fill_between(steps, ratio.min(0), ratio.max(0), color=colour, alpha=0.15, linewidth=0)
+            for style, name in (("--", "droop"), (":", "no-control")):
+                value = next(float(row["controllable_ratio"]) for row in here if row["controller"] == name)
+                axes.axhline(value, color=MUTED, linestyle=style, label=f"{name} {value:.3f}")
+            axes.set(title=grid, xscale="log", xlabel="real steps", ylim=(0.3, 1.02))
+            axes.legend(loc="lower right", fontsize="small")
+        panels[0].set_ylabel("share of steps with all buses in band")
+        return save(figure, RESULTS.with_suffix(".png"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a twentieth of the budget, to see that it runs")
     parser.add_argument("--grids", nargs="+", default=sorted({task.grid for task in TASKS}))
     parser.add_argument("--methods", nargs="+", default=["dppo", "mdpo"])
     arguments = parser.parse_args()
-    runs = []
     for task in TASKS:
         if task.grid not in arguments.grids or task.method not in arguments.methods:
             continue
@@ -88,13 +131,12 @@ def main() -> None:
         table = rows(run, task, task.episodes // (20 if arguments.quick else 1))
         if not arguments.quick:
             replace(RESULTS, table, ("grid", "method", "seed", "controller"))
+            replace(COURSES, courses(run, task), ("grid", "controller", "seed", "env_steps"))
+            print(draw(recorded(COURSES)))
         cost = communication(run.method, run.system)
         print(f"{task.grid} {task.method}, {run.env_steps:,} steps; messages to act {cost.acting.share:.1%} of central")
         for row in table:
             print("  ", *(f"{row[key]!s:>10}" for key in ("seed", "controller", *METRICS)))
-        runs.append(run.path)
-    if runs and not arguments.quick:
-        print(learning_curves(runs, ROOT / "docs" / "results" / "grid_learning.png"))
 
 
 if __name__ == "__main__":
