@@ -118,7 +118,7 @@ def draw(rows: list[Row]) -> Path:
         figure = Figure(figsize=(9, 3.4))
         left, right = figure.subplots(1, 2)
         for colour, method in zip(COLOURS, METHODS_SHOWN, strict=False):
-            points = [row for row in rows if row["method"] == method]
+            points = sorted((row for row in rows if row["method"] == method), key=lambda row: int(row["agents"]))
             agents = [int(row["agents"]) for row in points]
             cost = [float(row["seconds_per_million_agent_steps"]) for row in points]
             left.plot(agents, cost, "o-", color=colour, label=method)
