@@ -1,9 +1,11 @@
-"""What does khop cost beside SUMO itself?
+"""What does khop cost beside SUMO itself, and beside sumo-rl?
 
-Plays the same episodes three ways, in turns: by a bare libsumo loop that sets the same lights and reads the same
-values, by khop with one worker, and by khop with two. All three see the same vehicles, which is checked. Prints control
-steps per second, of wall-clock time and of CPU time of all processes together; the latter is what remains meaningful on
-a machine that does something else as well. The RESCO scenario needs a copy, e.g. that of an installed sumo-rl.
+Plays the same episodes in turns: by a bare libsumo loop that sets the same lights and reads the same values, by khop
+with one worker and with two, and, where it is installed, by sumo-rl with its defaults, over TraCI and over libsumo. The
+first three see the same vehicles, which is checked; sumo-rl shows the same phases at the same times to the same demand,
+and its reset is not counted. Prints control steps per second, of wall-clock time and of CPU time of all processes
+together; the latter is what remains meaningful on a machine that does something else as well. The RESCO scenario needs
+a copy, e.g. that of an installed sumo-rl.
 
     .venv/bin/python benchmarks/traffic_speed.py [--duration 3600] [--repetitions 5] [--resco-path DIR]
 """
@@ -11,6 +13,7 @@ a machine that does something else as well. The RESCO scenario needs a copy, e.g
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import pickle
 import statistics
@@ -28,6 +31,7 @@ import khop
 from khop.errors import InputError
 from khop.evaluation import controller, episode_keys
 from khop.hosts.episodes import Driven, _engine_seeds, play
+from khop.systems.traffic.grid import TrafficGrid
 from khop.systems.traffic.simulator import between
 from khop.systems.traffic.system import Traffic
 
@@ -66,6 +70,43 @@ def bare() -> None:
             simulation.getParameter("", key)
         running.append(len(everyone))
     print(time.perf_counter() - wall, time.process_time() - cpu, *running)
+
+
+def sumo_rl() -> None:
+    """The same episode by sumo-rl, in a process of its own."""
+    import resource
+
+    from sumo_rl import SumoEnvironment
+
+    task = pickle.load(sys.stdin.buffer)
+    environment = SumoEnvironment(**task["environment"], sumo_warnings=False)
+    environment.reset()
+    cpu, wall = time.process_time(), time.perf_counter()
+    running = []
+    for actions in task["actions"]:
+        environment.step(actions)
+        running.append(environment.sumo.vehicle.getIDCount())
+    seconds, own = time.perf_counter() - wall, time.process_time() - cpu
+    environment.close()
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)  # SUMO's, reset included
+    print(seconds, own + children.ru_utime + children.ru_stime, *running)
+
+
+def sumo_rl_task(system: Traffic, seed: int, actions: np.ndarray) -> dict:
+    """What sumo-rl has to do to play an episode of these actions (T, n)."""
+    scenario, names = system.plan, system.network.lights
+    environment = {
+        "net_file": str(scenario.net),
+        "route_file": ",".join(map(str, scenario.routes)),
+        "begin_time": scenario.begin,
+        "num_seconds": scenario.duration,
+        "time_to_teleport": system.teleport,
+        "delta_time": system.interval,
+        "yellow_time": system.yellow,
+        "min_green": 0,
+        "sumo_seed": seed,
+    }
+    return {"environment": environment, "actions": [dict(zip(names, row, strict=True)) for row in actions.tolist()]}
 
 
 def task(system: Traffic, seed: int, actions: np.ndarray) -> dict:
@@ -115,6 +156,16 @@ def measured(system: Traffic, repetitions: int) -> dict[str, tuple[float, float]
         seconds, cpu_s, *running = map(float, done.stdout.split())
         np.testing.assert_array_equal(running, played.episode.info["network"][:, 0, 0])
         rates["bare libsumo"].append((system.spec.horizon / seconds, system.spec.horizon / cpu_s))
+        if importlib.util.find_spec("sumo_rl") and not isinstance(system, TrafficGrid):  # of the grid it knows three phases
+            work = pickle.dumps(sumo_rl_task(system, seed, np.asarray(played.episode.action[:, 0])))
+            for way, environment in (("sumo-rl, TraCI", {}), ("sumo-rl, libsumo", {"LIBSUMO_AS_TRACI": "1"})):
+                command = [sys.executable, __file__, "--sumo-rl"]
+                done = subprocess.run(
+                    command, input=work, capture_output=True, check=True, env=os.environ | environment
+                )
+                seconds, cpu_s, *theirs = map(float, done.stdout.splitlines()[-1].split())
+                print(f"{way}: {np.mean(theirs):.1f} vehicles on the road, khop: {np.mean(running):.1f}")
+                rates.setdefault(way, []).append((system.spec.horizon / seconds, system.spec.horizon / cpu_s))
     return {way: tuple(map(statistics.median, zip(*found, strict=True))) for way, found in rates.items()}  # type: ignore[misc]
 
 
@@ -124,9 +175,12 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--resco-path", default="")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--sumo-rl", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare:
         return bare()
+    if options.sumo_rl:
+        return sumo_rl()
     table = Table("system", "", "steps/s", "of bare", "steps per CPU s", "of bare")
     for name, parameters in (("traffic-grid", {}), ("traffic-resco", {"resco_path": options.resco_path})):
         system = khop.make(name, duration=options.duration, **parameters)
