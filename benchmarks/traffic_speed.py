@@ -156,7 +156,9 @@ def measured(system: Traffic, repetitions: int) -> dict[str, tuple[float, float]
         seconds, cpu_s, *running = map(float, done.stdout.split())
         np.testing.assert_array_equal(running, played.episode.info["network"][:, 0, 0])
         rates["bare libsumo"].append((system.spec.horizon / seconds, system.spec.horizon / cpu_s))
-        if importlib.util.find_spec("sumo_rl") and not isinstance(system, TrafficGrid):  # of the grid it knows three phases
+        if importlib.util.find_spec("sumo_rl") and not isinstance(
+            system, TrafficGrid
+        ):  # of the grid it knows three phases
             work = pickle.dumps(sumo_rl_task(system, seed, np.asarray(played.episode.action[:, 0])))
             for way, environment in (("sumo-rl, TraCI", {}), ("sumo-rl, libsumo", {"LIBSUMO_AS_TRACI": "1"})):
                 command = [sys.executable, __file__, "--sumo-rl"]
