@@ -48,7 +48,7 @@ class Task:
 
 TASKS = {
     "cologne8": Task({"mdpo": 28, "dppo": 420}),
-    "traffic-grid": Task({"mdpo": 20, "dppo": 120}, {"share": True}),  # its lights are all alike
+    "traffic-grid": Task({"mdpo": 12, "dppo": 48}, {"share": True}),  # its lights are all alike
 }
 
 

@@ -272,8 +272,16 @@ FOLLOWING = ("speed", "gap", "speed ahead, relative")
 PLACE = ("sine of the place", "cosine of the place")
 
 
-def loop_spec(loop: Loop, observed: dict[str, str], metrics: dict[str, str], baselines: tuple[str, ...]) -> Spec:
-    """The spec of a loop: what its vehicles observe and what it measures, by name with their units."""
+def loop_spec(
+    loop: Loop,
+    observed: dict[str, str],
+    metrics: dict[str, str],
+    baselines: tuple[str, ...],
+    discount: float = 0.99,
+) -> Spec:
+    """The spec of a loop: what its vehicles observe and what it measures, by name with their units, and the γ that
+    suits it.
+    """
     n = loop.controlled
     bound = np.full((n, 1), loop.max_acceleration)
     return Spec(
@@ -288,6 +296,7 @@ def loop_spec(loop: Loop, observed: dict[str, str], metrics: dict[str, str], bas
         baselines=baselines,
         kappa_actor=1,
         kappa_critic=1,
+        discount=discount,
     )
 
 
