@@ -49,6 +49,20 @@ class Variant:
 
 
 @dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is as it is for all variants on a system, whose budget may be its own."""
+
+    steps: int | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+SETTINGS = {
+    # Vehicles that are alike, on three rings at a time: two minutes of driving on each are enough.
+    "ring": Setting(3_600, {"share": True, "environments": 3, "rollout": 200}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """Variants on systems, and where their results are."""
 
@@ -76,25 +90,28 @@ class Study:
 
     def quick(self, systems: Sequence[str], only: Sequence[str] = ()) -> list[Row]:
         """One seed at a fifth of the budget; nothing is recorded."""
-        small = [dataclasses.replace(variant, steps=variant.steps // 5) for variant in self.variants]
-        chosen = [variant for variant in small if not only or variant.name in only]
-        return [row for system in systems for variant in chosen for row in measured(self.name, system, variant, 0)]
+        chosen = [variant for variant in self.variants if not only or variant.name in only]
+        return [row for system in systems for variant in chosen for row in measured(self.name, system, variant, 0, 5)]
 
 
-def measured(study: str, system: str, variant: Variant, seed: int) -> list[Row]:
-    """The evaluations of one run, begun, continued or finished: of the greedy policies and of those that sample."""
-    folder = ROOT / "runs" / study / f"{system}-{variant.name}-{variant.steps}-{seed}"
+def measured(study: str, system: str, variant: Variant, seed: int, part: int = 1) -> list[Row]:
+    """The evaluations of one run over a part of the budget, begun, continued or finished: of the greedy policies and of
+    those that sample.
+    """
+    setting = SETTINGS.get(system, Setting())
+    steps = (setting.steps or variant.steps) // part
+    folder = ROOT / "runs" / study / f"{system}-{variant.name}-{steps}-{seed}"
     if folder.exists():
         run = khop.resume(folder)
     else:
         run = khop.train(
             system,
             variant.method,
-            steps=variant.steps,
+            steps=steps,
             seeds=[seed],
             episodes=EPISODES,
             out=folder,
-            **variant.options,
+            **setting.options | variant.options,
         )
     messages = communication(run.training.method, run.system)
     log = {row["env_steps"]: row for row in run.folder.read(METRICS)}

@@ -89,8 +89,9 @@ def draw(
         grid = figure.subplots(len(shown), len(begun), squeeze=False, sharex="col")
         for axes_column, system in zip(grid.T, begun, strict=True):
             for axes, (column, ylabel) in zip(axes_column, shown.items(), strict=True):
+                sign = -1 if column == "return" else 1
                 for colour, (family, variants) in zip(COLOURS, families(system).items(), strict=False):
-                    each = {str(x): abs(final(rows, system, variant, column)) for x, variant in variants.items()}
+                    each = {str(x): sign * final(rows, system, variant, column) for x, variant in variants.items()}
                     found = {x: values for x, values in each.items() if len(values)}
                     if found:
                         middle = np.array([np.median(values) for values in found.values()])
@@ -106,7 +107,8 @@ def draw(
                             capsize=2,
                             label=family,
                         )
-                axes.set(ylabel=ylabel, yscale="linear" if column.endswith("scalars") else "log")
+                below_zero = axes.dataLim.y0 <= 0
+                axes.set(ylabel=ylabel, yscale="linear" if column.endswith("scalars") or below_zero else "log")
             axes_column[0].set_title(system)
             axes_column[-1].set_xlabel(label)
         grid[0, 0].legend()

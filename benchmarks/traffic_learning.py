@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from results import Row, recorded, replace
 from study import median_and_range
 
@@ -107,6 +108,10 @@ def draw(rows: list[Row]) -> Path:
                 for value in map(float, delays):
                     axes.axhline(value, color=MUTED, linestyle=style, linewidth=1, label=f"{name} {value:.0f}")
             axes.set(title=scenario, xscale="log", yscale="log", xlabel="real episodes", ylabel="delay [s/veh]")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter(ScalarFormatter())
+                axis.set_minor_locator(NullLocator())
             axes.legend(fontsize="small")
         return save(figure, RESULTS.with_suffix(".png"))
 
