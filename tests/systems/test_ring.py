@@ -285,3 +285,8 @@ def test_the_classical_controllers_settle_where_they_should(name: str) -> None:
 def test_impossible_rings_are_refused(wrong: dict) -> None:
     with pytest.raises(InputError):
         khop.make("ring", **wrong)
+
+
+def test_agents_among_humans_look_farther_ahead() -> None:
+    """A vehicle's own follower feels its braking at once; a wave of humans comes round later."""
+    assert khop.make("ring").spec.discount < khop.make("ring", controlled=1).spec.discount
