@@ -209,4 +209,6 @@ def _spec(eight: FigureEight) -> Spec:
         "lag of the rival after": "25 m, less 1",
         "speed of the rival after": "10 m/s, less 1",
     }
-    return loop_spec(eight, observed, {"waiting": "s per passage"}, ("all-human", "full-throttle"))
+    # Who is the next rival changes at a stroke, which is most of what changes in a step, and is never foreseen to the
+    # tenth of a second; five steps ahead the same models explain half of the change.
+    return loop_spec(eight, observed, {"waiting": "s per passage"}, ("all-human", "full-throttle"), gate=5.0)

@@ -277,10 +277,10 @@ def loop_spec(
     observed: dict[str, str],
     metrics: dict[str, str],
     baselines: tuple[str, ...],
-    discount: float = 0.99,
+    gate: float = 0.2,
 ) -> Spec:
-    """The spec of a loop: what its vehicles observe and what it measures, by name with their units, and the γ that
-    suits it.
+    """The spec of a loop: what its vehicles observe and what it measures, by name with their units, and the gate that
+    suits its models.
     """
     n = loop.controlled
     bound = np.full((n, 1), loop.max_acceleration)
@@ -296,7 +296,9 @@ def loop_spec(
         baselines=baselines,
         kappa_actor=1,
         kappa_critic=1,
-        discount=discount,
+        # The vehicle behind feels an acceleration within seconds, a wave of humans carries it on for a minute.
+        discount=0.97 if n == loop.vehicles else 0.99,
+        gate=gate,
     )
 
 

@@ -101,6 +101,4 @@ def _spec(ring: Ring) -> Spec:
     observed = dict(zip(FOLLOWING, ("5 m/s, less 1", "10 m, less 1", "5 m/s"), strict=True))
     observed |= {"speed of uniform flow": "5 m/s, less 1"} | ({name: "" for name in PLACE} if ring.place else {})
     baselines = ("all-human", "full-throttle", "follower-stopper", "pi-saturation")
-    # An acceleration is felt by the next vehicle within seconds, and by a wave of humans for a minute.
-    discount = 0.97 if ring.controlled == ring.vehicles else 0.99
-    return loop_spec(ring, observed, {"damping_time": "s"}, baselines, discount)
+    return loop_spec(ring, observed, {"damping_time": "s"}, baselines)
