@@ -47,6 +47,7 @@ from khop.worlds.learned import Imagination
 
 LEARNED, SAMPLED = "learned", "learned-sampled"
 EVALUATION_POINTS = 20
+EVALUATION_SHARE = 0.25  # of the steps of training in a simulator outside: evaluations take at most so many on the way
 CHECKPOINT_SECONDS = 60.0
 
 
@@ -239,7 +240,7 @@ def train(
         "seeds": seeds,
         "steps": steps,
         "episodes": episodes,
-        "evaluate_every": max(steps // EVALUATION_POINTS, 1),
+        "evaluate_every": _evaluate_every(system, steps, episodes),
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": _versions(),
     }
@@ -292,6 +293,16 @@ def configured(method: Method, **options: Any) -> Method:
         for part, value in parts.items()
     }
     return dataclasses.replace(method, **changed, **{k: v for k, v in options.items() if k in own})
+
+
+def _evaluate_every(system: System, steps: int, episodes: int) -> int:
+    """Steps of training between two evaluations, greedy and sampled: more where they are played in a simulator outside,
+    which takes as long over them as over what is learned from, and whose training episodes are measured anyway.
+    """
+    points = EVALUATION_POINTS
+    if system.spec.whole_episodes:
+        points = min(points, int(EVALUATION_SHARE * steps) // (2 * episodes * system.spec.horizon))
+    return max(steps // max(points, 1), 1)
 
 
 def _continue(run: Run, state: TrainingState, env_steps: int, watchers: Sequence[Watcher]) -> Run:

@@ -110,8 +110,7 @@ def _draw_column(axes: Sequence[Axes], lines: list[Line], diagnostics: list[str]
         for below, name in zip(axes[1:], diagnostics, strict=True):
             if (series := line.diagnostic(name)) is not None:
                 _draw(below, series.thinned(POINTS), colour, width=1.0)
-        if line.has(SAMPLED):
-            sampled = line.returns(SAMPLED)
+        if (sampled := line.sampled) is not None:
             axes[0].plot(sampled.x, sampled.mean, color=colour, linewidth=0.9, linestyle=(0, (5, 2.5)))
     _finish_returns(axes[0], lines)
     for below, name in zip(axes[1:], diagnostics, strict=True):
@@ -132,9 +131,8 @@ def _draw(axes: Axes, series: Series, colour: str, width: float = 1.6, marker: s
 def _finish_returns(axes: Axes, lines: list[Line]) -> None:
     """Scale, baselines, and what stands at the right edge."""
     final = [line.returns(LEARNED).mean[-1] for line in lines]
-    everything = np.concatenate(
-        [line.returns(name).mean for line in lines for name in (LEARNED, SAMPLED) if line.has(name)]
-    )
+    drawn = [series for line in lines for series in (line.returns(LEARNED), line.sampled) if series is not None]
+    everything = np.concatenate([series.mean for series in drawn])
     baselines = {name: value for line in lines for name, value in line.baselines.items()}
     chosen = _best(baselines)
     threshold = _threshold(everything, np.array([*final, *list(chosen.values())[:1]]))

@@ -87,6 +87,15 @@ class Line:
         return Series.of(self.metrics, name) if self.metrics and name in self.metrics[0] else None
 
     @property
+    def sampled(self) -> Series | None:
+        """Returns of the policies that sample: as evaluated or, where they are trained on whole episodes of a simulator
+        outside, in these, of which there are more.
+        """
+        if self.metrics and "dropped" in self.metrics[0]:
+            return self.diagnostic("return")
+        return self.returns(SAMPLED) if self.has(SAMPLED) else None
+
+    @property
     def model_errors(self) -> dict[int, Series]:
         """By steps ahead, the held-out error of the learned models; empty where none were learned."""
         columns = self.metrics[0] if self.metrics else {}

@@ -15,11 +15,8 @@ TWO = {"net": f"{ROADS}/two.net.xml", "routes": f"{ROADS}/two.rou.xml", "duratio
 SMALL = {"hidden": (8,), "environments": 2, "rollout": 12, "minibatches": 2, "episodes": 2}
 
 
-def test_a_run_survives_the_death_of_a_worker(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_survives_the_death_of_a_worker(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Which says so, counts the episode that was lost, and ends as any run."""
-    monkeypatch.setattr("khop.experiment.EVALUATION_POINTS", 1)  # so that training is what notices
     system = khop.make("traffic-net", **TWO)
 
     def kill(progress: Progress) -> None:
@@ -51,9 +48,8 @@ def test_the_command_line_shows_arrivals_and_draws(
     assert (run / "figures" / "learning.png").exists()
 
 
-def test_lights_learn_in_models_of_their_traffic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lights_learn_in_models_of_their_traffic(tmp_path: Path) -> None:
     """Two hours of traffic, twelve episodes: untrained lights lose some 50 s per vehicle, fixed cycles 37 s."""
-    monkeypatch.setattr("khop.experiment.EVALUATION_POINTS", 1)
     system = khop.make("traffic-net", **TWO | {"duration": 600})
     small = {"environments": 2, "rollout": 60, "branch_length": 20, "branches": 50, "ensemble": 2, "rounds": 10}
     run = khop.train(system, "mdpo", steps=720, episodes=4, minibatches=8, out=tmp_path / "run", **small)
@@ -68,3 +64,12 @@ def test_discount_looks_as_far_ahead_in_seconds_whatever_the_interval() -> None:
     for interval in (5, 10, 20):
         spec = khop.make("traffic-net", **TWO, interval=interval).spec
         assert spec.discount ** (200 / interval) == pytest.approx(0.36788, abs=1e-4)
+
+
+@pytest.mark.parametrize(("steps", "on_the_way"), [(96, []), (192, ["96"])])
+def test_evaluations_on_the_way_take_a_quarter_of_the_steps(tmp_path: Path, steps: int, on_the_way: list[str]) -> None:
+    """Each plays two episodes of twelve steps, greedy and sampling: 24 steps with one episode of either."""
+    small = SMALL | {"episodes": 1}
+    run = khop.train(khop.make("traffic-net", **TWO), "ippo", steps=steps, out=tmp_path / "run", **small)
+    evaluated = {row["env_steps"] for row in run.folder.read("evaluation.csv")}
+    assert evaluated == {*on_the_way, str(steps)}
