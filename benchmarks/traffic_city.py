@@ -1,8 +1,8 @@
 """What does it take to train the 432 lights of a whole city, and where does the time go?
 
-Trains mdpo on `traffic-city` for a few episodes of an hour, with as little imagination as cologne8 needs to learn in as
-many (OPTIONS), then plays one more with the greedy agents and with classical controllers, all from the same seed. Every
-episode adds a row to docs/results/traffic_city.csv as it ends, with delay and arrivals and the seconds of three parts:
+Trains mdpo on `traffic-city` for a few episodes of an hour, with less imagination than by default (OPTIONS), then plays
+one more with the greedy agents and with classical controllers, all from the same seed. Every episode adds a row to
+docs/results/traffic_city.csv as it ends, with delay and arrivals and the seconds of three parts:
 
 * simulation: CPU time of the worker, i.e. SUMO and the reading of it;
 * learner: fitting the models and practising in them;
@@ -41,9 +41,11 @@ OPTIONS = {
     "ensemble": 2,
     "branches": 20,
     "branch_length": 50,
-    "rounds": 15,
+    "rounds": 8,
     "minibatches": 16,
-    "model_batch": 64,
+    "model_batch": 32,
+    "fit_rounds": 2,
+    "memory": 3600,  # steps, of 432 lights: no more than are played
 }
 CLASSICAL = ("own-programme", "actuated", "max-pressure", "longest-queue")
 

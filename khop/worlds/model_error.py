@@ -19,6 +19,7 @@ from khop.worlds.memory import Memory
 
 LONGEST = 200  # steps up to which errors are measured
 HELD_OUT_WINDOWS = 128
+FAR_WINDOWS = 32  # beyond the length of branches, where the error decides nothing and costs most
 DRAWS = 8  # of so many windows that tell the error one step ahead, which few, rare steps make up
 FEWEST = 0.1  # of the held-out windows that must reach so far ahead; with fewer, all counts as unknown
 SMALLEST_SPREAD = 1e-6  # below it a quantity is a constant
@@ -49,22 +50,28 @@ def model_error(
     next_key, near_key, far_key = jax.random.split(key, 3)
     known = memory.added > 1  # the second segment is the first to be held out
 
-    def ahead(key: PRNGKeyArray, horizon: int) -> Errors:
-        found = errors_ahead(key, memory, scales, models, horizon, stay_in_range)
+    def ahead(key: PRNGKeyArray, horizon: int, windows: int = HELD_OUT_WINDOWS) -> Errors:
+        found = errors_ahead(key, memory, scales, models, horizon, stay_in_range, windows)
         return jax.tree.map(lambda error: jnp.where(known, error, 1.0), found)
 
     draws = jax.lax.map(lambda key: ahead(key, 1), jax.random.split(next_key, DRAWS))
     next_step = jax.tree.map(lambda error: error.mean((0, 1)), draws)
     near = ahead(near_key, branch_length).of_change
-    far = ahead(far_key, min(LONGEST, memory.steps - 1)).of_change
+    far = ahead(far_key, min(LONGEST, memory.steps - 1), FAR_WINDOWS).of_change
     return next_step, jnp.concatenate([next_step.of_change[None], near[1:], far[branch_length:]])
 
 
 def errors_ahead(
-    key: PRNGKeyArray, memory: Memory, scales: Scales, models: LocalModels, horizon: int, stay_in_range: bool
+    key: PRNGKeyArray,
+    memory: Memory,
+    scales: Scales,
+    models: LocalModels,
+    horizon: int,
+    stay_in_range: bool,
+    count: int = HELD_OUT_WINDOWS,
 ) -> Errors:
     """Errors 1, 2, … ``horizon`` steps ahead on one draw of held-out windows; means over the ensemble's members."""
-    windows = memory.windows(key, HELD_OUT_WINDOWS, horizon, held_out=True)
+    windows = memory.windows(key, count, horizon, held_out=True)
     varies = scales.low < scales.high
 
     def over(entries: Bool[Array, "n d"], share: Float[Array, "n d"]) -> Float[Array, " n"]:
