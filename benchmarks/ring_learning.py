@@ -41,17 +41,26 @@ class Task:
 
 
 SHARED: dict[str, Any] = {"share": True}
-SEVERAL = SHARED | {"environments": 4, "rollout": 150}  # as much experience as by default, on four rings at a time
+FAR: dict[str, Any] = {"discount": 0.99}
+FOUR: dict[str, Any] = {"environments": 4}
+SEVERAL = SHARED | FOUR | {"rollout": 150}  # as much experience as by default, on four loops at a time
 TASKS = {
     # Alone with its own experience, a vehicle needs four times as much between two fits before it trusts its models.
-    "ring-22": Task("ring", {}, 0.97, {"dppo": 100_000, "mdpo": 24_000}, {"mdpo": {"environments": 4}}),
+    "ring-22": Task("ring", {}, 0.97, {"dppo": 100_000, "mdpo": 24_000}, {"mdpo": FOUR}),
     # Models that all vehicles learn together are good ones after two minutes of driving, and policies soon after.
     "ring-22-shared": Task("ring", {}, 0.97, {"dppo": 40_000, "mdpo": 3_600}, {"dppo": SHARED, "mdpo": SEVERAL}),
+    # Three times as far ahead as the system suggests.
+    "ring-22-far": Task("ring", {}, 0.97, {"dppo": 200_000, "mdpo": 48_000}, {"dppo": FAR, "mdpo": FAR | FOUR}),
+    "ring-22-shared-far": Task(
+        "ring", {}, 0.97, {"dppo": 200_000, "mdpo": 4_800}, {"dppo": FAR | SHARED, "mdpo": FAR | SEVERAL}
+    ),
+    "eight-far": Task("figure-eight", {}, 0.29, {"dppo": 200_000}, {"dppo": FAR}),
+    "eight-shared-far": Task("figure-eight", {}, 0.29, {"dppo": 200_000}, {"dppo": FAR | SHARED}),
     # Flow's reward and discount: one vehicle's braking reaches the last one behind it after half a minute, and only a
     # price on accelerating tells it soon what to do. 0.73 is FollowerStopper's share.
     "ring-1": Task("ring", {"controlled": 1, "reward": "flow"}, 0.73, {"dppo": 600_000}, {"dppo": {"discount": 0.999}}),
     # 1.2 times the speed of humans
-    "eight": Task("figure-eight", {}, 0.29, {"dppo": 100_000, "mdpo": 24_000}, {"mdpo": {"environments": 4}}),
+    "eight": Task("figure-eight", {}, 0.29, {"dppo": 100_000, "mdpo": 24_000}, {"mdpo": FOUR}),
     "eight-shared": Task("figure-eight", {}, 0.29, {"dppo": 80_000, "mdpo": 3_600}, {"dppo": SHARED, "mdpo": SEVERAL}),
 }
 
