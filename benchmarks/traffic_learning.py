@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from results import Row, recorded, replace
 from study import median_and_range
 
@@ -91,7 +91,7 @@ def draw(rows: list[Row]) -> Path:
     scenarios = sorted({row["scenario"] for row in rows})
     classical = [row for row in recorded(RESULTS) if not row["method"]]
     with styled():
-        figure = Figure(figsize=(4.4 * len(scenarios), 3.6))
+        figure = Figure(figsize=(5.6 * len(scenarios), 3.4))
         for axes, scenario in zip(figure.subplots(1, len(scenarios), squeeze=False)[0], scenarios, strict=True):
             for colour, method in zip(COLOURS, ("dppo", "mdpo"), strict=False):
                 key = (scenario, "delay", method)
@@ -110,9 +110,9 @@ def draw(rows: list[Row]) -> Path:
             axes.set(title=scenario, xscale="log", yscale="log", xlabel="real episodes", ylabel="delay [s/veh]")
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axis.set_major_formatter(ScalarFormatter())
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                 axis.set_minor_locator(NullLocator())
-            axes.legend(fontsize="small")
+            axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return save(figure, RESULTS.with_suffix(".png"))
 
 
