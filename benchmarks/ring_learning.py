@@ -47,7 +47,7 @@ SEVERAL = SHARED | FOUR | {"rollout": 150}  # as much experience as by default, 
 TASKS = {
     # Alone with its own experience, a vehicle needs four times as much between two fits before it trusts its models.
     "ring-22": Task("ring", {}, 0.97, {"dppo": 100_000, "mdpo": 24_000}, {"mdpo": FOUR}),
-    # Models that all vehicles learn together are good ones after two minutes of driving, and policies soon after.
+    # Models that all vehicles learn together are good ones after a minute of driving, and policies soon after.
     "ring-22-shared": Task("ring", {}, 0.97, {"dppo": 40_000, "mdpo": 3_600}, {"dppo": SHARED, "mdpo": SEVERAL}),
     # Three times as far ahead as the system suggests.
     "ring-22-far": Task("ring", {}, 0.97, {"dppo": 200_000, "mdpo": 48_000}, {"dppo": FAR, "mdpo": FAR | FOUR}),

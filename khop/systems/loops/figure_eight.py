@@ -210,5 +210,5 @@ def _spec(eight: FigureEight) -> Spec:
         "speed of the rival after": "10 m/s, less 1",
     }
     # Who is the next rival changes at a stroke, which is most of what changes in a step, and is never foreseen to the
-    # tenth of a second; five steps ahead the same models explain half of the change.
+    # tenth of a second; five steps ahead the same models explain about half of the change.
     return loop_spec(eight, observed, {"waiting": "s per passage"}, ("all-human", "full-throttle"), gate=5.0)
