@@ -58,7 +58,9 @@ class Setting:
 
 SETTINGS = {
     # Vehicles that are alike, on three rings at a time: two minutes of driving on each are enough.
-    "ring": Setting(3_600, {"share": True, "environments": 3, "rollout": 200}),
+    "ring": Setting(
+        3_600, {"share": True, "environments": 3, "rollout": 200, "fit_rounds": 10, "shortest_branch": 0.6}
+    ),
 }
 
 

@@ -49,7 +49,7 @@ class Task:
 
 TASKS = {
     "cologne8": Task({"mdpo": 28, "dppo": 420}),
-    "traffic-grid": Task({"mdpo": 12, "dppo": 36}, {"share": True}),  # its lights are all alike
+    "traffic-grid": Task({"mdpo": 24, "dppo": 36}, {"share": True}),  # its lights are all alike
 }
 
 

@@ -26,8 +26,6 @@ from khop.worlds.influence import InfluenceState, InfluenceWorld, regions_of
 from khop.worlds.learned import LearnedState, LearnedWorld, known_reward
 from khop.worlds.real import RealState, RealWorld
 
-SHARE_OF_HORIZON = 0.1  # 1 / (1 − γ), of which an imagined branch must cover at least so much
-
 
 @runtime_checkable
 class World(Protocol):
@@ -88,7 +86,7 @@ class Training:
             return None
         neighbourhood = self.method.topology(self.system).neighbourhood(imagination.kappa_model)
         segments = max(imagination.memory // self.method.rollout, 2)
-        worth = round(SHARE_OF_HORIZON / max(1 - self.method.learner.gamma, 1e-3))
+        worth = round(imagination.shortest_branch / max(1 - self.method.learner.gamma, 1e-3))
         shortest = min(max(worth, 1), imagination.branch_length)
         share, rollout = self.method.share, self.method.rollout
         return LearnedWorld(self.system, imagination, neighbourhood, share, segments, rollout, shortest)

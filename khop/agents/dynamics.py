@@ -43,6 +43,8 @@ class Scales(eqx.Module):
     reward_spread: Float[Array, " n"]
     low: Float[Array, "n d"]  # the range seen
     high: Float[Array, "n d"]
+    least_reward: Float[Array, " n"]
+    most_reward: Float[Array, " n"]
     terminated_rate: Float[Array, " n"]  # share of steps that end an agent's episode
     lost_rate: Float[Array, " n"]
 
@@ -55,7 +57,7 @@ class Scales(eqx.Module):
     def unknown(cls, n: int, d: int) -> Scales:
         """Before any experience."""
         zero, one = jnp.zeros((n, d)), jnp.ones((n, d))
-        return cls(zero, one, zero, one, zero[:, 0], one[:, 0], zero, zero, zero[:, 0], zero[:, 0])
+        return cls(zero, one, zero, one, zero[:, 0], one[:, 0], zero, zero, *4 * (zero[:, 0],))
 
 
 class Outcome(NamedTuple):

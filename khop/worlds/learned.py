@@ -74,8 +74,11 @@ class Imagination:
     gate: float | None = None
     """Held-out error, as a share of the variance of the change, up to which imagined steps are used; None for what
     suits the system."""
+    shortest_branch: float = 0.1
+    """Share of the horizon, 1 / (1 − γ) steps, for which models must be trusted; until then all practice is real. What
+    happens beyond a branch only the critic knows."""
     stay_in_range: bool = True
-    """Keep imagined states within the range seen."""
+    """Keep imagined states and rewards within the range seen."""
     model_reward: Literal["learned", "known"] = "learned"
     """Predict rewards, or compute them by the system's ``known_reward``."""
     memory: int = 50_000
@@ -92,6 +95,8 @@ class Imagination:
             )
         if not 0 <= self.imagined_share <= 1:
             raise InputError(f"imagined_share must lie between 0 and 1, not {self.imagined_share:g}.")
+        if not 0 < self.shortest_branch <= 1:
+            raise InputError(f"shortest_branch must lie above 0 and be at most 1, not {self.shortest_branch:g}.")
         if not 0 <= self.input_noise < float("inf"):
             raise InputError(f"input_noise must be finite and at least 0, not {self.input_noise:g}.")
         if not (self.gate is None or self.gate > 0) or not self.model_learning_rate > 0:
@@ -347,7 +352,10 @@ class LearnedWorld(eqx.Module):
         outcome = models.judge(scales, inputs, next_obs)
         terminated, lost = outcome.endings(scales)
         reward = jnp.where(terminated | lost, outcome.final_reward, outcome.reward)
-        return next_obs, symexp(scales.reward_mean + scales.reward_spread * reward), terminated, lost
+        reward = symexp(scales.reward_mean + scales.reward_spread * reward)
+        if self.options.stay_in_range:
+            reward = jnp.clip(reward, scales.least_reward, scales.most_reward)
+        return next_obs, reward, terminated, lost
 
 
 ADAM = optax.scale_by_adam()
@@ -380,10 +388,14 @@ def measured(memory: Memory, share: bool) -> Scales:
     obs_mean, obs_spread = mean_and_spread(moments.obs)
     change_mean, change_spread = mean_and_spread(moments.next_obs - moments.obs)
     reward_mean, reward_spread = mean_and_spread(symlog(moments.reward))
-    there = (jnp.arange(memory.capacity) < memory.filled)[:, None, None, None]
-    both = jnp.stack([moments.obs, moments.next_obs])
-    low = jnp.where(there, both, jnp.inf).min((0, 1, 2))
-    high = jnp.where(there, both, -jnp.inf).max((0, 1, 2))
+    there = (jnp.arange(memory.capacity) < memory.filled)[:, None]
+
+    def seen_range(x: Array) -> tuple[Array, Array]:
+        known = leading(there, x)
+        return jnp.where(known, x, jnp.inf).min((0, 1)), jnp.where(known, x, -jnp.inf).max((0, 1))
+
+    low, high = seen_range(jnp.concatenate([moments.obs, moments.next_obs], 1))
+    least_reward, most_reward = seen_range(moments.reward)
     return Scales(
         obs_mean,
         jnp.where(obs_spread < SMALLEST_SPREAD, 1.0, obs_spread),
@@ -393,6 +405,8 @@ def measured(memory: Memory, share: bool) -> Scales:
         jnp.where(reward_spread < SMALLEST_SPREAD, 1.0, reward_spread),
         low,
         high,
+        least_reward,
+        most_reward,
         *map(alike, memory.ending_rates),
     )
 

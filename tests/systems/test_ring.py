@@ -246,13 +246,21 @@ def test_metrics_on_a_made_up_episode() -> None:
         "crashed": jnp.zeros(200, bool),
     }
     none = jnp.zeros((200, 22))
-    found = ring.metrics(Episode(none[..., None], none[..., None], none, info, jnp.ones(200, bool)))
+
+    def measured(info: dict) -> dict:
+        return ring.metrics(Episode(none[..., None], none[..., None], none, info, jnp.ones(200, bool)))
+
+    found = measured(info)
     assert found["mean_speed"] == pytest.approx(0.2)
     assert found["speed_std"] == pytest.approx(0.1)
+    assert found["late_speed_std"] == 0
     assert found["damping_time"] == pytest.approx(1.0)
     assert found["throughput"] == pytest.approx(0.2 * 3600 / 10)
     assert found["energy"] == pytest.approx(1000 * (2 * 0.5 / 2 * 10 / 200) / 0.2)
     assert found["speed_share"] == pytest.approx(0.2 / 3.0, rel=1e-3)
+    backwards = measured(info | {"speed": jnp.asarray(speed[::-1], jnp.float32)})
+    assert backwards["speed_std"] == pytest.approx(0.1)
+    assert backwards["late_speed_std"] == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("name", ["follower-stopper", "pi-saturation"])

@@ -285,11 +285,19 @@ def test_branches_go_on_from_what_was_imagined_and_begin_in_memory() -> None:
     assert all(row.tobytes() in remembered for row in begun.reshape(-1, VEHICLES * 5))
 
 
-def test_imagined_states_stay_within_the_range_seen() -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_wild_models_imagine_stays_within_the_range_seen(kept: bool) -> None:
     training, state, _ = practised()
-    imagined = training.learned.rollout(jax.random.key(2), state.learned, state.learner.actors)
-    low, high = state.learned.scales.low, state.learned.scales.high
-    assert np.all((imagined.next_obs >= low) & (imagined.next_obs <= high))
+    world = training.learned
+    world = dataclasses.replace(world, options=dataclasses.replace(world.options, stay_in_range=kept))
+    wild = jax.tree.map(lambda leaf: 30 * leaf if eqx.is_inexact_array(leaf) else leaf, state.learned.models)
+    learned = eqx.tree_at(lambda s: s.models, state.learned, wild)
+    imagined = world.rollout(jax.random.key(2), learned, state.learner.actors)
+    seen = jax.tree.map(lambda leaf: np.asarray(leaf[: int(learned.memory.filled)]), learned.memory.moments)
+    obs = np.concatenate([seen.obs, seen.next_obs])
+    for found, known in ((imagined.next_obs, obs), (imagined.reward, seen.reward)):
+        inside = (found >= known.min((0, 1)) - 1e-6) & (found <= known.max((0, 1)) + 1e-6)
+        assert np.all(inside) == kept
 
 
 def test_nothing_is_imagined_before_models_are_trusted() -> None:
@@ -349,10 +357,15 @@ def test_a_system_without_a_known_reward_is_refused(registered_toys: list[str]) 
         Training(khop.make("toy-rooms"), known, 100)
 
 
-@pytest.mark.parametrize(("discount", "steps"), [(0.0, 1), (0.5, 1), (0.95, 2), (0.99, 10), (1.0, 10)])
-def test_how_long_a_branch_must_be_grows_with_the_horizon_that_counts(discount: float, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("discount", "share", "steps"),
+    [(0.0, 0.1, 1), (0.5, 0.1, 1), (0.95, 0.1, 2), (0.99, 0.1, 10), (1.0, 0.1, 10), (0.9, 0.6, 6), (0.9, 1.0, 10)],
+)
+def test_a_branch_must_cover_a_share_of_the_horizon_that_counts(discount: float, share: float, steps: int) -> None:
     learner = dataclasses.replace(MDPO.learner, discount=discount)
-    assert Training(PLATOON, dataclasses.replace(MDPO, learner=learner), 1000).learned.shortest == steps
+    imagination = dataclasses.replace(SMALL, shortest_branch=share)
+    method = dataclasses.replace(MDPO, learner=learner, imagination=imagination)
+    assert Training(PLATOON, method, 1000).learned.shortest == steps
 
 
 @pytest.mark.parametrize(
@@ -362,6 +375,8 @@ def test_how_long_a_branch_must_be_grows_with_the_horizon_that_counts(discount: 
         ({"ensemble": 0}, "ensemble must be at least 1"),
         ({"imagined_share": 1.5}, "imagined_share must lie between 0 and 1"),
         ({"gate": 0.0}, "above 0"),
+        ({"shortest_branch": 0.0}, "shortest_branch must lie above 0"),
+        ({"shortest_branch": 1.5}, "be at most 1, not 1.5"),
         ({"input_noise": float("nan")}, "input_noise must be finite"),
     ],
 )
