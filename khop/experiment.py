@@ -11,13 +11,10 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import equinox as eqx
@@ -37,13 +34,11 @@ from khop.evaluation import (
     measure_seeds,
     summarise,
 )
-from khop.learners.ppo import PPO
+from khop.interruption import Interruption
 from khop.methods import Method
 from khop.run import EVALUATION, METRICS, RunFolder
 from khop.system import Controller, System, make, name_of
 from khop.training import Training, TrainingState
-from khop.worlds.influence import Influence
-from khop.worlds.learned import Imagination
 
 LEARNED, SAMPLED = "learned", "learned-sampled"
 EVALUATION_POINTS = 20
@@ -87,7 +82,7 @@ class Run:
         try:
             self.system_name: str = self.config["system"]["name"]
             self.system: System = make(self.system_name, **self.config["system"]["parameters"])
-            self.method = _method_from(self.config["method"]["options"])
+            self.method = methods.restored(self.config["method"]["options"])
             self.seeds: list[int] = self.config["seeds"]
             self.steps: int = self.config["steps"]
         except KeyError as error:
@@ -227,7 +222,7 @@ def train(
     system = make(system) if isinstance(system, str) else system
     system_name = name_of(system)
     chosen = methods.method(method) if isinstance(method, str) else method
-    chosen = configured(chosen, **options).resolved(system.spec)
+    chosen = methods.configured(chosen, **options).resolved(system.spec)
     for kappa in chosen.kappas(system.spec):
         system.topology.neighbourhood(kappa)
     seeds = _checked_seeds(seeds)
@@ -279,22 +274,6 @@ def load(path: str | Path) -> Run:
     return Run(RunFolder.open(path))
 
 
-def configured(method: Method, **options: Any) -> Method:
-    """A method with some of its fields, or of its learner's or its imagination's, changed by name."""
-    kinds = ("learner", "imagination", "influence")
-    parts: dict[str, Any] = {kind: getattr(method, kind) for kind in kinds if getattr(method, kind) is not None}
-    own = _names(method) - set(kinds)
-    known = own.union(*map(_names, parts.values()))
-    for name in options:
-        if name not in known:
-            raise unknown(f"option of {method.name}", name, known)
-    changed: dict[str, Any] = {
-        part: dataclasses.replace(value, **{k: v for k, v in options.items() if k in _names(value)})
-        for part, value in parts.items()
-    }
-    return dataclasses.replace(method, **changed, **{k: v for k, v in options.items() if k in own})
-
-
 def _evaluate_every(system: System, steps: int, episodes: int) -> int:
     """Steps of training between two evaluations, greedy and sampled: more where they are played in a simulator outside,
     which takes as long over them as over what is learned from, and whose training episodes are measured anyway.
@@ -313,7 +292,7 @@ def _continue(run: Run, state: TrainingState, env_steps: int, watchers: Sequence
     started = time.monotonic() - (float(past[-1]["wall_s"]) if past else 0.0)
     last_save = time.monotonic()
     saved_at = env_steps
-    with _Interruption() as interruption:
+    with Interruption() as interruption:
         while env_steps < run.steps:
             following, on_device = iterate(state)
             metrics = {name: np.asarray(value) for name, value in on_device.items()}
@@ -390,44 +369,6 @@ def _divergence(metrics: dict[str, np.ndarray], seeds: list[int]) -> str:
             if not np.isfinite(value):
                 return f"{name} became {value} for seed {seed}"
     return ""
-
-
-class _Interruption:
-    """Remembers SIGINT and SIGTERM until the loop asks; a second one stops at once."""
-
-    signal_number = 0
-
-    def __enter__(self) -> _Interruption:
-        self._previous = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._remember)
-        return self
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number:
-            raise KeyboardInterrupt
-        self.signal_number = number
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
-def _method_from(options: dict[str, Any]) -> Method:
-    """A method from its JSON."""
-    imagination = options["imagination"]
-    if imagination is not None:
-        imagination = Imagination(**dict(imagination, model_hidden=tuple(imagination["model_hidden"])))
-    influence = options["influence"] and Influence(**options["influence"])
-    parts = {"learner": PPO(**options["learner"]), "imagination": imagination, "influence": influence}
-    return Method(**dict(options, hidden=tuple(options["hidden"]), **parts))
-
-
-def _names(options: Any) -> set[str]:
-    return {field.name for field in dataclasses.fields(options)}
 
 
 def _parameters(system: System) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -13,8 +13,8 @@ from khop.errors import InputError, unknown
 from khop.learners.ppo import PPO
 from khop.system import DiscreteActions, Spec, System
 from khop.topology import Kappa, MessageCost, Topology
+from khop.worlds.imagination import Imagination
 from khop.worlds.influence import Influence
-from khop.worlds.learned import Imagination
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,3 +224,33 @@ def displaced(topology: Topology) -> Topology:
     far = max(topology.n // 2, 1)
     first = np.arange(topology.n - far)
     return Topology.from_edges(topology.n, np.stack([first, first + far], axis=1), positions=topology.positions)
+
+
+def configured(method: Method, **options: Any) -> Method:
+    """A method with some of its fields, or of its learner's or its imagination's, changed by name."""
+    kinds = ("learner", "imagination", "influence")
+    parts: dict[str, Any] = {kind: getattr(method, kind) for kind in kinds if getattr(method, kind) is not None}
+    own = _names(method) - set(kinds)
+    known = own.union(*map(_names, parts.values()))
+    for name in options:
+        if name not in known:
+            raise unknown(f"option of {method.name}", name, known)
+    changed: dict[str, Any] = {
+        part: dataclasses.replace(value, **{k: v for k, v in options.items() if k in _names(value)})
+        for part, value in parts.items()
+    }
+    return dataclasses.replace(method, **changed, **{k: v for k, v in options.items() if k in own})
+
+
+def restored(options: dict[str, Any]) -> Method:
+    """A method from its JSON."""
+    imagination = options["imagination"]
+    if imagination is not None:
+        imagination = Imagination(**dict(imagination, model_hidden=tuple(imagination["model_hidden"])))
+    influence = options["influence"] and Influence(**options["influence"])
+    parts = {"learner": PPO(**options["learner"]), "imagination": imagination, "influence": influence}
+    return Method(**dict(options, hidden=tuple(options["hidden"]), **parts))
+
+
+def _names(options: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(options)}

@@ -1,4 +1,4 @@
-"""Fixtures for every test; its presence also lets tests in subfolders import ``toys``."""
+"""Fixtures for every test; its presence also lets tests in subfolders import ``toys`` and ``runs``."""
 
 import os
 from collections.abc import Iterator
@@ -16,9 +16,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest
+from runs import LAST, TRAIN, stop_at
 from toys import TOYS
 
+import khop
 from khop import system
+from khop.cli import main
+from khop.experiment import Stopped
 
 
 @pytest.fixture
@@ -27,6 +31,31 @@ def registered_toys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name, cls in TOYS.items():
         monkeypatch.setitem(system._REGISTRY, name, cls)
     return list(TOYS)
+
+
+@pytest.fixture
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for tables to be printed in."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert main([*TRAIN, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that came no further than its first checkpoint."""
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    sizes = {"hidden": (8,), "environments": 4, "rollout": 32, "minibatches": 2}
+    platoon = khop.make("platoon-catchup", vehicles=3, horizon=50)
+    with pytest.raises(Stopped):
+        khop.train(platoon, "dppo", steps=LAST, episodes=2, out=folder, watchers=[stop_at(1)], **sizes)
+    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,7 +17,7 @@ import test_system as conformance
 import khop
 from khop import experiment, system
 from khop.cli import COMMANDS, main
-from khop.methods import METHODS, communication
+from khop.methods import METHODS, communication, configured
 from khop.system import System
 
 ROOT = Path(__file__).parent.parent
@@ -248,7 +248,7 @@ def test_the_table_of_messages_is_what_khop_counts() -> None:
     assert set(METHODS) <= rows.keys()
     for name, row in rows.items():
         method, _, kappa = name.partition(" --kappa-critic ")
-        chosen = experiment.configured(METHODS[method], **({"kappa_critic": int(kappa)} if kappa else {}))
+        chosen = configured(METHODS[method], **({"kappa_critic": int(kappa)} if kappa else {}))
         cost = communication(chosen, platoon)
         expected = [str(kappa) for kappa in chosen.kappas(platoon.spec)]
         if chosen.imagination is not None:

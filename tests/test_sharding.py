@@ -16,7 +16,7 @@ import dataclasses, json, sys, jax, khop
 from khop.methods import METHODS
 from khop.training import Training
 from khop.worlds.influence import Influence
-from khop.worlds.learned import Imagination
+from khop.worlds.imagination import Imagination
 
 name = sys.argv[1]
 parts = {

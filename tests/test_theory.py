@@ -189,7 +189,7 @@ def test_a_negative_divergence_is_refused() -> None:
 def run_folder(path: Path, name: str, kl: tuple[float, ...] = (0.02, 0.0), **changes: object) -> list[str]:
     """The arguments to ask for the bounds of a run that was never trained, but logged some divergence."""
     platoon = khop.make("platoon-catchup", vehicles=3)
-    method = khop.experiment.configured(methods.method(name), **changes).resolved(platoon.spec)
+    method = methods.configured(methods.method(name), **changes).resolved(platoon.spec)
     config = {
         "system": {"name": "platoon-catchup", "parameters": {"vehicles": 3}},
         "method": {"name": name, "options": dataclasses.asdict(method)},

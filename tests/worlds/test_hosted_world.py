@@ -16,9 +16,9 @@ import khop
 from khop import system as registry
 from khop.agents.policies import Actors
 from khop.errors import InputError
-from khop.experiment import Progress, Stopped, configured
+from khop.experiment import Progress, Stopped
 from khop.learners.ppo import PPO
-from khop.methods import METHODS
+from khop.methods import METHODS, configured
 from khop.training import Training
 from khop.worlds.hosted import HostedWorld
 

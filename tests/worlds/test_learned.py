@@ -20,7 +20,8 @@ from khop.methods import METHODS, displaced
 from khop.run import RunFolder
 from khop.training import Training, TrainingState
 from khop.trajectory import Trajectory
-from khop.worlds.learned import Imagination, LearnedWorld, measured
+from khop.worlds.imagination import Imagination
+from khop.worlds.learned import LearnedWorld, measured
 from khop.worlds.memory import Windows
 from khop.worlds.model_error import errors_ahead
 
