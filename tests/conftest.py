@@ -1,4 +1,4 @@
-"""Fixtures for every test; its presence also lets tests in subfolders import ``toys`` and ``runs``."""
+"""Fixtures for every test; its presence also lets tests in subfolders import ``toys`` and ``small_run``."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest
-from runs import LAST, TRAIN, stop_at
+from small_run import LAST, TRAIN, stop_at
 from toys import TOYS
 
 import khop

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import ITERATION, METRIC_NAMES, TRAIN, assert_is_a_table, content
+from small_run import ITERATION, METRIC_NAMES, TRAIN, assert_is_a_table, content
 
 import khop
 from khop import experiment

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from runs import ITERATION, LAST, METRIC_NAMES, TRAIN, assert_is_a_table, content, rows, stop_at
+from small_run import ITERATION, LAST, METRIC_NAMES, TRAIN, assert_is_a_table, content, rows, stop_at
 from toys import TOYS
 
 import khop
