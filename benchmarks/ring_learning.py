@@ -47,7 +47,8 @@ FOUR: dict[str, Any] = {"environments": 4}
 # what agents make of that is a wave.
 PATIENT = FOUR | {"fit_rounds": 10, "shortest_branch": 0.6}
 OWN, SEVERAL = PATIENT | {"rollout": 300}, SHARED | PATIENT | {"rollout": 150}
-FAR_OWN, FAR_SEVERAL = FAR | FOUR | {"gate": 0.2}, FAR | SHARED | FOUR | {"rollout": 150, "gate": 0.2}
+SOON = SHARED | FOUR | {"rollout": 150}  # no waves are there to be learned on the figure eight
+FAR_OWN, FAR_SEVERAL = FAR | FOUR | {"gate": 0.2}, FAR | SOON | {"gate": 0.2}
 TASKS = {
     # Alone with its own experience, a vehicle needs four times as much before it trusts its models.
     "ring-22": Task("ring", {}, 0.97, {"dppo": 100_000, "mdpo": 14_400}, {"mdpo": OWN}),
@@ -65,7 +66,7 @@ TASKS = {
     "ring-1": Task("ring", {"controlled": 1, "reward": "flow"}, 0.73, {"dppo": 600_000}, {"dppo": {"discount": 0.999}}),
     # 1.2 times the speed of humans
     "eight": Task("figure-eight", {}, 0.29, {"dppo": 100_000, "mdpo": 14_400}, {"mdpo": OWN}),
-    "eight-shared": Task("figure-eight", {}, 0.29, {"dppo": 80_000, "mdpo": 3_600}, {"dppo": SHARED, "mdpo": SEVERAL}),
+    "eight-shared": Task("figure-eight", {}, 0.29, {"dppo": 80_000, "mdpo": 3_600}, {"dppo": SHARED, "mdpo": SOON}),
 }
 
 
