@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from matplotlib.axes import Axes
 from results import Row, append, recorded
@@ -88,6 +89,7 @@ class Study:
                     done = {(row["system"], row["variant"], row["seed"]) for row in self.rows()}
                     if (not only or variant.name in only) and (system, variant.name, str(seed)) not in done:
                         append(self.results, FIELDS, measured(self.name, system, variant, seed))
+                        jax.clear_caches()  # every run's programs are its own, and a process has room for some thousand
         return self.rows()
 
     def quick(self, systems: Sequence[str], only: Sequence[str] = ()) -> list[Row]:
