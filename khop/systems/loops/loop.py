@@ -283,7 +283,7 @@ def loop_spec(
     gate: float = 0.4,
 ) -> Spec:
     """The spec of a loop: what its vehicles observe and what it measures, by name with their units, and the gate that
-    suits its models.
+    suits its models, by default one that lets vehicles alone with their experience imagine after a minute or two.
     """
     n = loop.controlled
     bound = np.full((n, 1), loop.max_acceleration)
